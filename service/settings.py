@@ -1,0 +1,140 @@
+"""Every setting of the service: one field, one default, one sentence.
+
+Values come from the environment (`AGENT_` and the field's name, or the usual name given as
+alias) and from `.env`. `.env.example` is checked against this module by a test.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Provider = Literal["offline", "openai", "anthropic", "openai_compatible"]
+
+
+class Settings(BaseSettings):
+    """Typed settings; construct with keyword arguments in tests."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGENT_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+    )
+
+    # --- addresses -----------------------------------------------------------------------
+    api_host: str = Field("127.0.0.1", description="Address the API listens on.")
+    api_port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
+    retrieval_host: str = Field("127.0.0.1", description="Address the retrieval process uses.")
+    retrieval_port: int = Field(8001, ge=0, le=65535, description="Port of the retrieval process.")
+    retrieval_url: str | None = Field(
+        None, description="Where the API finds retrieval; by default its host and port here."
+    )
+    offline_llm_host: str = Field("127.0.0.1", description="Address of the offline LLM endpoint.")
+    offline_llm_port: int = Field(
+        8002, ge=0, le=65535, description="Port of the offline LLM endpoint."
+    )
+    chat_ui_port: int = Field(8501, ge=0, le=65535, description="Port of the chat page.")
+
+    # --- language model ------------------------------------------------------------------
+    llm_provider: Provider | None = Field(
+        None,
+        description="Which LLM; by default the one whose key or address is set, else offline.",
+    )
+    llm_base_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("AGENT_LLM_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        description="Address of an OpenAI-compatible endpoint (Ollama, vLLM), ending in /v1.",
+    )
+    openai_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("AGENT_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="Key for OpenAI or a compatible endpoint.",
+    )
+    anthropic_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("AGENT_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+        description="Key for Anthropic.",
+    )
+    llm_model: str | None = Field(
+        None, description="Model that answers; by default one that fits the provider."
+    )
+    llm_small_model: str | None = Field(
+        None, description="Cheap model that routes and reflects; by default by provider."
+    )
+    llm_timeout_s: float = Field(20.0, gt=0, description="Longest wait for one LLM request.")
+    llm_max_output_tokens: int = Field(512, ge=1, description="Longest answer of one LLM request.")
+    offline_llm_tokens_per_s: float = Field(
+        0.0, ge=0, description="Output speed the offline LLM imitates; 0 answers at once."
+    )
+
+    # --- agent ---------------------------------------------------------------------------
+    sub_queries: int = Field(3, ge=1, le=8, description="Searches the retrieve step fans out to.")
+    retrieve_top_k: int = Field(6, ge=1, le=50, description="Passages each search returns.")
+    rerank_top_k: int = Field(4, ge=1, le=20, description="Passages kept after reranking.")
+    max_tool_rounds: int = Field(
+        3, ge=0, le=10, description="Rounds of tool calls before answering."
+    )
+    max_reflections: int = Field(1, ge=0, le=5, description="Times an answer may be sent back.")
+    retrieval_timeout_s: float = Field(10.0, gt=0, description="Longest wait for retrieval.")
+
+    # --- requests ------------------------------------------------------------------------
+    deadline_s: float = Field(30.0, gt=0, description="After this a request is cancelled with 504.")
+    max_body_bytes: int = Field(65_536, ge=1024, description="Larger request bodies get 413.")
+    cors_origins: list[str] = Field(
+        default_factory=list, description="Origins a browser may call from, as a JSON list."
+    )
+
+    # --- storage -------------------------------------------------------------------------
+    data_dir: Path = Field(Path("var"), description="Folder for everything the service writes.")
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("AGENT_DATABASE_URL", "DATABASE_URL"),
+        description="Session memory; by default sqlite:///<data_dir>/sessions.sqlite.",
+    )
+    vector_store_path: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("AGENT_VECTOR_STORE_PATH", "VECTOR_STORE_PATH"),
+        description="The search index; by default <data_dir>/index.",
+    )
+    corpus_path: Path | None = Field(
+        None, description="Folder of articles to index; by default the shipped corpus."
+    )
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not know computed_field's order
+    @property
+    def provider(self) -> Provider:
+        """The LLM in force."""
+        if self.llm_provider is not None:
+            return self.llm_provider
+        if self.llm_base_url is not None:
+            return "openai_compatible"
+        if self.openai_api_key is not None:
+            return "openai"
+        if self.anthropic_api_key is not None:
+            return "anthropic"
+        return "offline"
+
+    @property
+    def retrieval_base_url(self) -> str:
+        """Where the API finds retrieval."""
+        return self.retrieval_url or f"http://{self.retrieval_host}:{self.retrieval_port}"
+
+    @property
+    def offline_llm_base_url(self) -> str:
+        """The offline endpoint as an OpenAI client wants it."""
+        return f"http://{self.offline_llm_host}:{self.offline_llm_port}/v1"
+
+    @property
+    def index_path(self) -> Path:
+        """The search index in force."""
+        return self.vector_store_path or self.data_dir / "index"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()
