@@ -10,14 +10,14 @@ from typing import Final
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
-# --- resource ---------------------------------------------------------------------------
+# --- resource -----------------------------------------------------------------------------------
 SERVICE_NAME: Final = "service.name"
 SERVICE_VERSION: Final = "service.version"
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
 SERVICE_NAMESPACE: Final = "service.namespace"
 DEPLOYMENT_ENVIRONMENT_NAME: Final = "deployment.environment.name"
 
-# --- general ----------------------------------------------------------------------------
+# --- general ------------------------------------------------------------------------------------
 ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
@@ -33,7 +33,7 @@ URL_FULL: Final = "url.full"
 SESSION_ID: Final = "session.id"
 USER_ID: Final = "user.id"
 
-# --- GenAI: operations (values of gen_ai.operation.name) -----------------------------------
+# --- GenAI: operations (values of gen_ai.operation.name) ----------------------------------------
 GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"
 OP_CHAT: Final = "chat"
 OP_TEXT_COMPLETION: Final = "text_completion"
@@ -50,7 +50,7 @@ OP_INVOKE_NODE: Final = "invoke_node"
 LLM_OPERATIONS: Final = frozenset({OP_CHAT, OP_TEXT_COMPLETION, OP_GENERATE_CONTENT})
 """Operations that are one inference request: the only spans whose tokens are summed."""
 
-# --- GenAI: attributes ----------------------------------------------------------------------
+# --- GenAI: attributes --------------------------------------------------------------------------
 GEN_AI_PROVIDER_NAME: Final = "gen_ai.provider.name"
 GEN_AI_CONVERSATION_ID: Final = "gen_ai.conversation.id"
 GEN_AI_OUTPUT_TYPE: Final = "gen_ai.output.type"
@@ -92,7 +92,7 @@ GEN_AI_TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
 GEN_AI_TOKEN_TYPE: Final = "gen_ai.token.type"
 GEN_AI_TOKEN_MODALITY: Final = "gen_ai.token.modality"
 
-# --- LangGraph and our own ---------------------------------------------------------------------
+# --- LangGraph and our own ----------------------------------------------------------------------
 LANGGRAPH_STEP: Final = "langgraph.step"
 LANGGRAPH_ATTEMPT: Final = "langgraph.attempt"
 LANGGRAPH_TRIGGERS: Final = "langgraph.triggers"
@@ -124,7 +124,7 @@ EVENT_SPAN_OPEN: Final = "spanloom.span.open"
 EVENT_PROCESS_HEARTBEAT: Final = "spanloom.process.heartbeat"
 SPANLOOM_EVENT_PREFIX: Final = "spanloom."
 
-# --- metrics: OTLP --------------------------------------------------------------------------------
+# --- metrics: OTLP ------------------------------------------------------------------------------
 METRIC_INFERENCE_DURATION: Final = "gen_ai.client.inference.duration"
 METRIC_INFERENCE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.inference.time_to_first_chunk"
 METRIC_INFERENCE_INPUT_TOKENS: Final = "gen_ai.client.inference.usage.input_tokens"
@@ -135,14 +135,14 @@ METRIC_INVOKE_WORKFLOW_DURATION: Final = "gen_ai.invoke_workflow.duration"
 METRIC_INVOKE_AGENT_DURATION: Final = "gen_ai.invoke_agent.duration"
 METRIC_EXECUTE_TOOL_DURATION: Final = "gen_ai.execute_tool.duration"
 
-# --- metrics: Prometheus ----------------------------------------------------------------------------
+# --- metrics: Prometheus ------------------------------------------------------------------------
 PROM_REQUESTS: Final = "agent_requests"
 PROM_LATENCY_SECONDS: Final = "agent_latency_seconds"
 PROM_TOOL_CALLS: Final = "agent_tool_calls"
 PROM_TOKENS: Final = "agent_tokens"
 PROM_ACTIVE_REQUESTS: Final = "agent_active_requests"
 
-# --- logs: top-level keys of a non-OTLP JSON line (OTel "Trace Context in non-OTLP Log Formats") ---
+# --- logs: top-level keys of a non-OTLP JSON line
 LOG_TRACE_ID: Final = "trace_id"
 LOG_SPAN_ID: Final = "span_id"
 LOG_TRACE_FLAGS: Final = "trace_flags"

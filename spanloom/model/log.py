@@ -7,7 +7,7 @@ from spanloom.model.attributes import Attributes, AttributeValue, Resource, Scop
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """One log record. `trace_id` and `span_id` are "" outside a span; `event_name` makes an event."""
+    """One log record; an `event_name` makes it an event. Ids are "" outside a span."""
 
     time_unix_nano: int
     observed_time_unix_nano: int = 0

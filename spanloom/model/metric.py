@@ -53,7 +53,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class MetricPoint:
-    """One data point. Exactly one of `value` and `histogram` is set, unless `flags` say "no value"."""
+    """One data point, with either `value` or `histogram`, or neither if `flags` say "no value"."""
 
     name: str
     kind: MetricKind
