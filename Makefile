@@ -1,0 +1,46 @@
+# `make` alone lists the targets. Works with make 3.81 and in a path with spaces.
+.DEFAULT_GOAL := help
+PYTHON ?=
+PYTEST_ARGS ?= -n 2
+# Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
+ARGS ?=
+
+.PHONY: help setup setup-dev run test check format lint types layers docs lock bench clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## create .venv and install the pinned dependencies
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh run
+
+setup-dev:
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh dev
+
+run: setup ## start everything: backend, retrieval, offline LLM, agent API
+	@exec .venv/bin/python -m spanloom up $(ARGS)
+
+test: setup-dev ## the whole test suite, real processes included
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: format lint types layers test ## format, lint, types, layers, tests
+
+format: setup-dev ## formatting (fails where `ruff format` would change a file)
+	.venv/bin/python -m ruff format --check .
+
+lint: setup-dev ## lint rules
+	.venv/bin/python -m ruff check .
+
+types: setup-dev ## mypy --strict
+	.venv/bin/python -m mypy
+
+layers: setup-dev ## import rules between the layers
+	.venv/bin/lint-imports
+
+bench: setup-dev ## measurements, side by side (prints tables)
+	@for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+lock: ## refresh requirements*.lock (needs uv)
+	sh scripts/lock.sh
+
+clean: ## remove .venv, caches and var/
+	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
