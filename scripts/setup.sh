@@ -30,14 +30,13 @@ installed && exit 0
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 python=
 seen=
-for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
-  [ -n "$candidate" ] || continue
-  command -v "$candidate" >/dev/null 2>&1 || continue
+# An interpreter that was named is not silently replaced by another.
+if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11 python; fi
+for candidate in "$@"; do
   if new_enough "$candidate"; then python=$candidate; break; fi
-  version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-  seen="$seen $candidate is $version;"
-  # An interpreter that was named is not silently replaced by another.
-  [ "$candidate" != "${PYTHON:-}" ] || break
+  version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+    version="not a working Python"
+  [ -z "${PYTHON:-}" ] && ! command -v "$candidate" >/dev/null 2>&1 || seen="$seen $candidate is $version;"
 done
 uv=
 if command -v uv >/dev/null 2>&1; then uv=uv; fi

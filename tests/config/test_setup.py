@@ -1,0 +1,108 @@
+"""scripts/setup.sh speaks in sentences when it cannot go on, and costs nothing when done."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COREUTILS = ("sh", "dirname", "cat", "cksum", "tr", "grep")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout without .venv, in a path with a space."""
+    copy = tmp_path / "a checkout"
+    (copy / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copy(ROOT / "requirements-dev.lock", copy)
+    return copy
+
+
+def path_with(tmp_path: Path, **programs: str) -> str:
+    """A PATH that holds the core utilities and the given shell scripts, nothing else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in COREUTILS:
+        found = shutil.which(name)
+        assert found is not None
+        (folder / name).symlink_to(found)
+    for name, body in programs.items():
+        script = folder / name
+        script.write_text(f"#!/bin/sh\n{body}\n")
+        script.chmod(0o755)
+    return str(folder)
+
+
+def run_setup(
+    checkout: Path, path: str, mode: str = "run", **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "scripts/setup.sh", mode],
+        cwd=checkout,
+        env={"PATH": path, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# Answers the script's two questions as Python 3.9 would.
+PYTHON_3_9 = 'case "$*" in *exit*) exit 1;; *) echo 3.9;; esac'
+
+
+def test_a_python_that_is_too_old_gets_a_sentence(checkout: Path, tmp_path: Path) -> None:
+    """The message names what is needed, what was found and what to do."""
+    done = run_setup(checkout, path_with(tmp_path, python3=PYTHON_3_9))
+
+    assert done.returncode == 2
+    assert "Spanloom needs Python 3.11 or newer: python3 is 3.9" in done.stderr
+    assert "make run PYTHON=" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_no_python_at_all_gets_a_sentence(checkout: Path, tmp_path: Path) -> None:
+    done = run_setup(checkout, path_with(tmp_path))
+
+    assert done.returncode == 2
+    assert "no python found" in done.stderr
+
+
+def test_a_named_interpreter_is_not_replaced_by_another(checkout: Path, tmp_path: Path) -> None:
+    """PYTHON= that does not work fails, though a good python3 is on the PATH."""
+    done = run_setup(checkout, os.environ["PATH"], PYTHON=str(tmp_path / "no such python"))
+
+    assert done.returncode == 2
+    assert "no such python is not a working Python" in done.stderr
+
+
+def test_an_unknown_mode_is_a_usage_error(checkout: Path) -> None:
+    done = run_setup(checkout, os.environ["PATH"], mode="everything")
+
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_lock_pins_with_hashes_and_names_no_address(lock: str) -> None:
+    """Every requirement carries a hash; where packages come from is the installer's business."""
+    lines = (ROOT / lock).read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith((" ", "#"))]
+
+    assert len(pins) > 50
+    assert all("==" in pin and pin.endswith("\\") for pin in pins)
+    assert not [line for line in lines if "://" in line]
+    assert sum("--hash=sha256:" in line for line in lines) >= len(pins)
+
+
+def test_the_dev_lock_contains_the_run_lock() -> None:
+    """Tests run against the versions that are shipped."""
+
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text().splitlines()
+        return {line.rstrip(" \\") for line in lines if "==" in line and not line.startswith(" ")}
+
+    assert pins("requirements.lock") <= pins("requirements-dev.lock")
