@@ -1,0 +1,1 @@
+"""Telemetry for LLM agents: one call sets up traces, logs and metrics."""

@@ -1,0 +1,300 @@
+"""The numbers: `agent_*` for Prometheus with exemplars, and the GenAI metrics over OTLP.
+
+Every measurement goes both ways: to prometheus_client, read by `render()`, and to OpenTelemetry
+instruments of the same names, so that a backend without Prometheus has them too (the Collector
+leaves `agent_*` out of its Prometheus pipeline: no series exists twice). Nothing here raises.
+
+Several worker processes: set PROMETHEUS_MULTIPROC_DIR to an empty folder before the first of them
+starts. prometheus_client reads it while it is imported, so setting it later has no effect.
+`render()` then sums over the workers; gauges count living ones only.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import prometheus_client
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from spanloom import semconv
+from spanloom.telemetry import genai_metrics
+
+_logger: Final = logging.getLogger(__name__)
+
+LATENCY_BUCKETS: Final = genai_metrics.LATENCY_BUCKETS
+"""Upper bounds of `agent_latency_seconds`, in seconds."""
+OTHER: Final = "other"
+"""Label value in place of those that come after the first `MAX_LABEL_VALUES`."""
+MAX_LABEL_VALUES: Final = 100
+_MAX_LABEL_LENGTH: Final = 128
+
+
+def _multiprocess_dir() -> str | None:
+    """Where worker processes share their numbers; created here, as prometheus_client does not."""
+    path = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not path:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        # The metric objects below would fail to open their files, and with them the import.
+        values.ValueClass = values.MutexValue
+        _logger.warning("PROMETHEUS_MULTIPROC_DIR %s cannot be used: metrics stay per worker", path)
+        return None
+    return path
+
+
+_shared_dir: Final = _multiprocess_dir()
+
+_requests: Final = Counter(semconv.PROM_REQUESTS, "Requests answered.", ["status", "endpoint"])
+_latency: Final = Histogram(
+    semconv.PROM_LATENCY_SECONDS, "Time to answer.", ["endpoint"], buckets=LATENCY_BUCKETS
+)
+_tool_calls: Final = Counter(semconv.PROM_TOOL_CALLS, "Tool calls.", ["tool", "status"])
+_tokens: Final = Counter(semconv.PROM_TOKENS, "Tokens of LLM calls.", ["model", "type"])
+_active: Final = Gauge(
+    semconv.PROM_ACTIVE_REQUESTS, "Requests in progress.", multiprocess_mode="livesum"
+)
+
+
+class _Labels:
+    """Keeps one label's distinct values below a limit, whatever callers and models invent."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str | None) -> str:
+        text = str(value or "unknown")[:_MAX_LABEL_LENGTH]
+        if text in self._seen:
+            return text
+        if len(self._seen) >= MAX_LABEL_VALUES:
+            return OTHER
+        self._seen.add(text)
+        return text
+
+
+_endpoint: Final = _Labels()
+_status: Final = _Labels()
+_tool: Final = _Labels()
+_tool_status: Final = _Labels()
+_model: Final = _Labels()
+
+
+def current_exemplar() -> dict[str, str] | None:
+    """Ids of the current span, if it is sampled: a link to a trace that is not kept is dead."""
+    context = trace.get_current_span().get_span_context()
+    if not (context.is_valid and context.trace_flags.sampled):
+        return None
+    return {
+        semconv.LOG_TRACE_ID: trace.format_trace_id(context.trace_id),
+        semconv.LOG_SPAN_ID: trace.format_span_id(context.span_id),
+    }
+
+
+@contextlib.contextmanager
+def _never_raises() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # telemetry never breaks the application
+        _logger.debug("a measurement was not recorded", exc_info=True)
+
+
+def _count(counter: Counter, amount: float) -> None:
+    try:
+        counter.inc(amount, exemplar=current_exemplar())
+    except ValueError:  # the exemplar is refused, the number is not
+        counter.inc(amount)
+
+
+def record_request(endpoint: str, status: str, seconds: float) -> None:
+    """Count one answered request; `endpoint` is the route, `status` the HTTP code or outcome."""
+    with _never_raises():
+        endpoint = _endpoint(endpoint)
+        status = _status(status)
+        _count(_requests.labels(status=status, endpoint=endpoint), 1)
+        histogram = _latency.labels(endpoint=endpoint)
+        try:
+            histogram.observe(seconds, exemplar=current_exemplar())
+        except ValueError:
+            histogram.observe(seconds)
+        instruments = genai_metrics.instruments()
+        instruments.requests.add(1, {"status": status, "endpoint": endpoint})
+        instruments.latency.record(seconds, {"endpoint": endpoint})
+
+
+class active_requests:  # noqa: N801 - used like contextlib's lower-case managers
+    """`with active_requests():` counts a request as in progress while the body runs."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        with _never_raises():
+            _active.inc()
+            genai_metrics.instruments().active_requests.add(1)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with _never_raises():
+            _active.dec()
+            genai_metrics.instruments().active_requests.add(-1)
+
+
+def record_llm(
+    *,
+    provider: str | None,
+    request_model: str | None,
+    response_model: str | None,
+    operation: str,
+    seconds: float,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    time_to_first_chunk: float | None = None,
+    error_type: str | None = None,
+    server_address: str | None = None,
+    server_port: int | None = None,
+    cache_read: int | None = None,
+    cache_write: int | None = None,
+    reasoning: int | None = None,
+) -> None:
+    """Measure one model call (`chat`, `text_completion`, `generate_content` or `embeddings`).
+
+    Input tokens include cached ones and output tokens include reasoning; the subsets come beside
+    them. None for a count says that the provider did not report it.
+    """
+    with _never_raises():
+        model = _model(response_model or request_model)
+        if input_tokens:
+            _count(_tokens.labels(model=model, type="input"), input_tokens)
+        if output_tokens:
+            _count(_tokens.labels(model=model, type="output"), output_tokens)
+        genai_metrics.record_model_call(
+            genai_metrics.ModelCall(
+                provider=provider,
+                request_model=None if request_model is None else _model(request_model),
+                response_model=None if response_model is None else _model(response_model),
+                operation=operation,
+                seconds=seconds,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                time_to_first_chunk=time_to_first_chunk,
+                error_type=error_type,
+                server_address=server_address,
+                server_port=server_port,
+                cache_read=cache_read,
+                cache_write=cache_write,
+                reasoning=reasoning,
+            ),
+            model_label=model,
+        )
+
+
+def record_tool(*, tool: str, status: str, seconds: float, error_type: str | None = None) -> None:
+    """Measure one tool call; `status` is its outcome (`semconv.OUTCOME_*`)."""
+    with _never_raises():
+        tool = _tool(tool)
+        status = _tool_status(status)
+        _count(_tool_calls.labels(tool=tool, status=status), 1)
+        instruments = genai_metrics.instruments()
+        instruments.tool_calls.add(1, {"tool": tool, "status": status})
+        instruments.execute_tool.record(
+            seconds, _named(semconv.GEN_AI_TOOL_NAME, tool, semconv.OP_EXECUTE_TOOL, error_type)
+        )
+
+
+def record_workflow(*, name: str, seconds: float, error_type: str | None = None) -> None:
+    """Measure one graph run."""
+    with _never_raises():
+        genai_metrics.instruments().invoke_workflow.record(
+            seconds,
+            _named(
+                semconv.GEN_AI_WORKFLOW_NAME, _tool(name), semconv.OP_INVOKE_WORKFLOW, error_type
+            ),
+        )
+
+
+def record_agent(*, name: str, seconds: float, error_type: str | None = None) -> None:
+    """Measure one agent run."""
+    with _never_raises():
+        genai_metrics.instruments().invoke_agent.record(
+            seconds,
+            _named(semconv.GEN_AI_AGENT_NAME, _tool(name), semconv.OP_INVOKE_AGENT, error_type),
+        )
+
+
+def record_operation(
+    *,
+    operation: str,
+    seconds: float,
+    provider: str | None = None,
+    request_model: str | None = None,
+    error_type: str | None = None,
+) -> None:
+    """Measure a GenAI operation that is no model call: retrieval, rerank."""
+    with _never_raises():
+        attributes: dict[str, str] = {semconv.GEN_AI_OPERATION_NAME: operation}
+        if provider:
+            attributes[semconv.GEN_AI_PROVIDER_NAME] = provider
+        if request_model:
+            attributes[semconv.GEN_AI_REQUEST_MODEL] = _model(request_model)
+        if error_type:
+            attributes[semconv.ERROR_TYPE] = error_type
+        genai_metrics.instruments().operation_duration.record(seconds, attributes)
+
+
+def _named(key: str, name: str, operation: str, error_type: str | None) -> dict[str, str]:
+    attributes = {semconv.GEN_AI_OPERATION_NAME: operation, key: name}
+    if error_type:
+        attributes[semconv.ERROR_TYPE] = error_type
+    return attributes
+
+
+def render(accept: str) -> tuple[bytes, str]:
+    """All metrics in the format an `Accept` header asks for: body, content type.
+
+    Exemplars exist in OpenMetrics (`application/openmetrics-text`) only. With worker processes
+    their counters and histograms are added up.
+    """
+    if _shared_dir is None:
+        registry = prometheus_client.REGISTRY
+    else:
+        _forget_dead_workers(_shared_dir)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=_shared_dir)  # type: ignore[no-untyped-call]
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _forget_dead_workers(path: str) -> None:
+    """A worker that was killed leaves its gauge behind; its counters stay, as they must."""
+    for file in Path(path).glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            mark_process_dead(int(pid), path)  # type: ignore[no-untyped-call]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def mark_this_process_dead() -> None:
+    """Take this worker's gauges out of the sum; called at exit."""
+    if _shared_dir is not None:
+        with _never_raises():
+            mark_process_dead(os.getpid(), _shared_dir)  # type: ignore[no-untyped-call]

@@ -1,0 +1,81 @@
+"""Secrets and length: what an exception text goes through before it leaves the process.
+
+A pattern errs on the side of leaving a harmless word out; every pattern is linear in the length
+of the text, because the text comes from whoever caused the exception.
+"""
+
+import re
+from typing import Final
+
+MESSAGE_LIMIT: Final = 4_096
+"""Longest exception message or status description, in characters."""
+STACK_LIMIT: Final = 16_384
+"""Longest stack trace, in characters."""
+
+REDACTED: Final = "[REDACTED]"
+
+_SCANNED: Final = 262_144
+"""Longest text looked at: what lies behind is dropped unread, so that no pattern runs for long."""
+
+_SECRET_NAMES: Final = (  # noqa: S105 - names of secrets, not secrets
+    r"api[_-]?keys?|access[_-]?keys?|secret[_-]?keys?|private[_-]?keys?|signing[_-]?keys?"
+    r"|client[_-]?secret|secret|password|passwd|passphrase|pwd|authorization|cookie"
+    r"|(?:access|auth|bearer|refresh|session|id|api|csrf)[_-]?token|\btoken"
+    r"|x-amz-(?:signature|security-token)|credentials?"
+)
+
+_PATTERNS: Final = (
+    # A whole private key, or its beginning where the text was cut.
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}-----|\Z)",
+            re.DOTALL,
+        ),
+        REDACTED,
+    ),
+    # scheme://user:password@host, also with an "@" inside the password.
+    (re.compile(r"(?<=://)[^\s/?#@:]{0,256}:[^\s/]{0,512}@"), f"{REDACTED}@"),
+    (re.compile(r"\b(bearer|basic|negotiate)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    # Keys known by their prefix: OpenAI, Anthropic, Stripe, GitHub, GitLab, Slack, AWS, Google,
+    # Hugging Face, Groq, and JSON web tokens.
+    (
+        re.compile(
+            r"\b(?:(?:sk|pk|rk|gsk|hf|xai)[-_][\w-]{8,}|gh[opsur]_\w{16,}|github_pat_\w{16,}"
+            r"|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{20,}"
+            r"|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?)"
+        ),
+        REDACTED,
+    ),
+    # name=value, name: value, "name": "value"
+    (
+        re.compile(
+            rf"((?:{_SECRET_NAMES})[\"']?\s{{0,8}}[:=]\s{{0,8}})(?:\"[^\"]{{4,}}\"|'[^']{{4,}}'|[^\s\"'&,;)}}\]]{{4,}})",
+            re.IGNORECASE,
+        ),
+        rf"\g<1>{REDACTED}",
+    ),
+)
+
+
+def redact(text: str, limit: int) -> str:
+    """Replace secrets by `[REDACTED]`, then cut to at most `limit` characters.
+
+    A text that is too long keeps its beginning and its end, because a stack trace names its cause
+    last, and says between them how much is missing.
+    """
+    scanned = text[:_SCANNED]
+    for pattern, replacement in _PATTERNS:
+        scanned = pattern.sub(replacement, scanned)
+    return cap(scanned, limit)
+
+
+def cap(text: str, limit: int) -> str:
+    """Cut to at most `limit` characters, keeping the beginning and the end."""
+    if len(text) <= limit:
+        return text
+    mark = f" …[{len(text) - limit} characters left out]… "
+    room = limit - len(mark)
+    if room <= 0:
+        return text[:limit]
+    tail = room * 2 // 3
+    return text[: room - tail] + mark + text[len(text) - tail :]
