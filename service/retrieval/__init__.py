@@ -1,0 +1,1 @@
+"""The retrieval process: lexical and vector search over articles, fused, then reranked."""
