@@ -259,11 +259,15 @@ class ToolCall(Operation):
         self._usage_scope = UsageScope()
 
     def __enter__(self) -> Self:
-        self._usage_scope.__enter__()
-        return super().__enter__()
+        super().__enter__()
+        self._usage_scope.__enter__()  # inside the span: both travel in the OTel context
+        return self
+
+    def _leave(self) -> None:
+        self._usage_scope.__exit__(None, None, None)
+        super()._leave()
 
     def _finish(self, ending: endings.Ending, seconds: float) -> None:
-        self._usage_scope.__exit__(None, None, None)
         if self._usage_scope.calls:
             set_usage_sums(self.span, self._usage_scope)
         metrics.record_tool(

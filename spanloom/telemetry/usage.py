@@ -4,16 +4,19 @@
         ...                           # an LLM call inside: add_usage(120, 30)
     usage.input_tokens                # 120, and the same was added to every scope around
 
-The scope in force is a context variable, so tasks and threads that copy the context add to the
-scope they were started in.
+The scope in force travels in the OTel context, beside the current span: wherever the span
+arrives (a task, an executor, a bare thread under the threading instrumentation), it arrives too.
 """
 
+import contextlib
 import threading
-from contextvars import ContextVar, Token
+from contextvars import Token
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
-_current: Final[ContextVar["UsageScope | None"]] = ContextVar("spanloom_usage", default=None)
+from opentelemetry.context import Context, attach, create_key, get_current, set_value
+
+_KEY: Final = create_key("spanloom-usage")
 # One lock for all: an addition takes well under a microsecond, and `+=` loses updates of threads.
 _lock: Final = threading.Lock()
 
@@ -29,11 +32,11 @@ class UsageScope:
         self.output_tokens = 0
         self.calls = 0
         self.estimated = False
-        self._token: Token[UsageScope | None] | None = None
+        self._token: Token[Context] | None = None
 
     def __enter__(self) -> Self:
-        self.parent = _current.get()
-        self._token = _current.set(self)
+        self.parent = current_scope()
+        self._token = attach(with_scope(get_current(), self))
         return self
 
     def __exit__(
@@ -44,17 +47,26 @@ class UsageScope:
     ) -> None:
         if self._token is None:
             return
-        try:
-            _current.reset(self._token)
-        except ValueError:  # left in another context than entered: an async generator closed late
-            if _current.get() is self:
-                _current.set(self.parent)
-        self._token = None
+        token, self._token = self._token, None
+        # ValueError: left in another context than entered, by an async generator closed late
+        with contextlib.suppress(ValueError):
+            token.var.reset(token)
 
 
 def usage_scope() -> UsageScope:
     """Open a scope below the one in force."""
     return UsageScope()
+
+
+def current_scope(context: Context | None = None) -> UsageScope | None:
+    """Return the scope in force in `context` (default: the current one)."""
+    found = (get_current() if context is None else context).get(_KEY)
+    return cast("UsageScope | None", found)
+
+
+def with_scope(context: Context, scope: UsageScope) -> Context:
+    """Return a copy of `context` in which `scope` is in force."""
+    return set_value(_KEY, scope, context)
 
 
 def add_usage(
@@ -64,7 +76,7 @@ def add_usage(
 
     `estimated` says that the counts are ours and not the provider's.
     """
-    scope = _current.get()
+    scope = current_scope()
     if scope is None:
         return
     with _lock:
