@@ -1,0 +1,257 @@
+"""Answers quoted from the sources of a prompt, never written freely.
+
+The sentences that best cover the question are taken from the passages, put back in reading
+order and cited; results of tools are quoted; questions about the conversation are answered from
+its history. When nothing matches, the answer says so.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.llm import language, ranking
+from service.llm.prompt import Prompt
+from service.llm.ranking import Sentence
+
+NOTICES: Final = {
+    "en": "(Offline extractive model: it quotes the given sources and writes nothing of its own.)",
+    "zh": "（离线抽取式模型：只摘引所给资料，不自行撰写内容。）",
+}
+_NOTHING_FOUND: Final = {
+    "en": "I found nothing in the given passages that answers this: {missing}.",
+    "zh": "所给资料中没有找到能回答这个问题的内容：{missing}。",
+}
+_NO_SOURCES: Final = {
+    "en": "I am an offline extractive model: I can only quote from passages, tool results or the "
+    "conversation, and none was given for this question.",
+    "zh": "我是离线抽取式模型，只能引用所给的资料、工具结果或对话内容，"
+    "而这个问题没有附带任何资料。",
+}
+_TOOL_RESULT: Final = {"en": "Tool result: {text}", "zh": "工具结果：{text}"}
+_EARLIER_QUESTIONS: Final = {
+    "en": "Earlier in this conversation you asked: {quotes}.",
+    "zh": "在这次对话中，您之前问过：{quotes}。",
+}
+_EARLIER_WORDS: Final = {
+    "en": "Earlier in this conversation {who} said: {quote}",
+    "zh": "在这次对话中，{who}说过：{quote}",
+}
+_WHO: Final = {
+    ("en", "user"): "you",
+    ("en", "assistant"): "I",
+    ("zh", "user"): "您",
+    ("zh", "assistant"): "我",
+}
+
+# A question about the conversation names a speaker and points back; about its asker, says "my".
+_SPEAKER: Final = re.compile(r"\b(?:i|you|we|my|your|our|me)\b|我|你|您|咱", re.IGNORECASE)
+_POINTS_BACK: Final = re.compile(
+    r"\b(?:earlier|before|previous(?:ly)?|last|just|first|so far|remember|recall|said|say|told"
+    r"|asked?|mention(?:ed)?|discuss(?:ed)?|talk(?:ed|ing)?|conversation|chat)\b"
+    r"|刚才|刚刚|之前|上一|前面|上次|第一个|最后|记得|说过|说了|问过|问了|聊|提到|对话",
+    re.IGNORECASE,
+)
+_POSSESSIVE: Final = re.compile(r"\b(?:my|mine|am i|do i)\b|我的|我叫|我是|我在", re.IGNORECASE)
+_ASKED: Final = re.compile(r"\b(?:ask(?:ed)?|questions?)\b|问", re.IGNORECASE)
+_FIRST: Final = re.compile(r"\bfirst\b|第一|最开始|最初", re.IGNORECASE)
+_LATEST: Final = re.compile(r"\b(?:last|just|previous)\b|刚才|刚刚|上一|最后", re.IGNORECASE)
+_CITATION: Final = re.compile(r"\s*\[\d+\]")
+
+# Tool results up to this many characters are quoted whole; longer ones are searched.
+_SHORT_RESULT: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How much work a model size puts into an answer."""
+
+    max_sentences: int
+    min_coverage: float
+    """Below this share of the question, what was found is not called an answer."""
+    keeps_context: bool
+    """Takes the sentence before one that begins with a pronoun."""
+
+
+def answer(prompt: Prompt, care: Care, *, with_notice: bool = True) -> str:
+    """The answer to the prompt's question, in its language where the sources allow."""
+    tongue = language.detect(prompt.question)
+    parts = _tool_quotes(prompt, tongue)
+    quoted = _from_conversation(prompt, tongue) or _from_sources(prompt, care, tongue)
+    if quoted:
+        parts.append(quoted)
+    if not parts:
+        if not prompt.passages and not prompt.tool_results and not prompt.tool_calls:
+            return _NO_SOURCES[tongue]
+        missing = "、" if tongue == "zh" else ", "
+        words = language.content_words(prompt.question) or [prompt.question]
+        parts.append(_NOTHING_FOUND[tongue].format(missing=missing.join(words)))
+    if with_notice:
+        parts.append(NOTICES[tongue])
+    return "\n\n".join(parts)
+
+
+def source_sentences(prompt: Prompt) -> list[Sentence]:
+    """Every sentence the prompt's passages and long tool results hold."""
+    found: list[Sentence] = []
+    for index, passage in enumerate(prompt.passages):
+        label = f"[{passage.number}]" if passage.number else ""
+        title = f"{passage.title} {passage.document_id}"
+        found += ranking.sentences_of(passage.text, source=index, title=title, label=label)
+    for offset, text in enumerate(_tool_texts(prompt), start=len(prompt.passages)):
+        if len(text) > _SHORT_RESULT:
+            found += ranking.sentences_of(text, source=offset)
+    return found
+
+
+def question_terms(prompt: Prompt) -> tuple[list[str], list[str]]:
+    """Terms of the question, and those its earlier turns lend a follow-up."""
+    own = language.terms(prompt.question)
+    lent = language.terms(" ".join(prompt.earlier_questions[-2:])) if prompt.is_follow_up else []
+    return own, lent
+
+
+def claims(text: str) -> list[str]:
+    """The sentences of an answer, without citations and without this model's own notices."""
+    for notice in NOTICES.values():
+        text = text.replace(notice, "")
+    return [
+        sentence
+        for sentence in language.sentences(_CITATION.sub("", text))
+        if language.terms(sentence) and not _says_nothing_found(sentence)
+    ]
+
+
+def _says_nothing_found(sentence: str) -> bool:
+    openings = (text.split("{")[0] for text in (*_NOTHING_FOUND.values(), *_NO_SOURCES.values()))
+    return any(sentence.startswith(opening[:24]) for opening in openings)
+
+
+def _tool_texts(prompt: Prompt) -> list[str]:
+    texts = [call.result for call in prompt.tool_calls if call.result]
+    if prompt.tool_results:
+        texts.append(prompt.tool_results)
+    return texts
+
+
+def _tool_quotes(prompt: Prompt, tongue: language.Language) -> list[str]:
+    return [
+        _TOOL_RESULT[tongue].format(text=text.strip())
+        for text in _tool_texts(prompt)
+        if text.strip() and len(text) <= _SHORT_RESULT
+    ]
+
+
+def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
+    candidates = source_sentences(prompt)
+    own, lent = question_terms(prompt)
+    known = ranking.idf(sentence.terms | sentence.title_terms for sentence in candidates)
+    # What an earlier turn lends is the subject; words the sources do not know are not part of it.
+    weights = ranking.question_weights(own, known, context=[term for term in lent if term in known])
+    chosen = ranking.choose(
+        candidates,
+        weights,
+        limit=care.max_sentences,
+        prefer=tongue,
+        prefer_numbers=language.asks_for_quantity(prompt.question),
+    )
+    spoken: frozenset[str] = frozenset()
+    for sentence in chosen:
+        spoken |= sentence.terms | sentence.title_terms
+    if ranking.coverage(weights, spoken) < care.min_coverage:
+        return ""
+    if care.keeps_context:
+        chosen = _with_antecedents(chosen, candidates)
+    return _render(sorted(chosen, key=lambda sentence: (sentence.source, sentence.position)))
+
+
+def _with_antecedents(chosen: Sequence[Sentence], candidates: Sequence[Sentence]) -> list[Sentence]:
+    by_place = {(sentence.source, sentence.position): sentence for sentence in candidates}
+    kept = {(sentence.source, sentence.position): sentence for sentence in chosen}
+    for sentence in chosen:
+        before = (sentence.source, sentence.position - 1)
+        if language.opens_with_anaphor(sentence.text) and before in by_place:
+            kept.setdefault(before, by_place[before])
+    return list(kept.values())
+
+
+def _render(chosen: Sequence[Sentence]) -> str:
+    """Quoted sentences in order; a citation closes each run from one source."""
+    text = ""
+    for index, sentence in enumerate(chosen):
+        if text and not _ends_chinese(text):
+            text += " "
+        text += sentence.text
+        following = chosen[index + 1] if index + 1 < len(chosen) else None
+        if sentence.label and (following is None or following.label != sentence.label):
+            text += f" {sentence.label}"
+            if following is not None and _ends_chinese(sentence.text):
+                text += " "
+    return text
+
+
+def _ends_chinese(text: str) -> bool:
+    return text.endswith(("。", "！", "？", "；", "”", " "))
+
+
+def _from_conversation(prompt: Prompt, tongue: language.Language) -> str:
+    """An answer from earlier turns, if the question is about them."""
+    if not prompt.history:
+        return ""
+    question = prompt.question
+    about_itself = bool(_SPEAKER.search(question) and _POINTS_BACK.search(question))
+    if not about_itself and not _POSSESSIVE.search(question):
+        return ""
+    earlier = prompt.earlier_questions
+    if about_itself and _ASKED.search(question) and earlier:
+        if _FIRST.search(question):
+            asked: Sequence[str] = earlier[:1]
+        elif _LATEST.search(question):
+            asked = earlier[-1:]
+        else:
+            asked = earlier
+        quotes = "；".join(f"“{text}”" for text in asked)
+        return _EARLIER_QUESTIONS[tongue].format(
+            quotes=quotes if tongue == "zh" else quotes.replace("；", "; ")
+        )
+    return _matching_words(prompt, tongue) or (_all_said(prompt, tongue) if about_itself else "")
+
+
+def _matching_words(prompt: Prompt, tongue: language.Language) -> str:
+    own = language.terms(prompt.question)
+    candidates = [
+        sentence
+        for source, turn in enumerate(prompt.history)
+        for sentence in ranking.sentences_of(
+            " ".join(claims(turn.text)), source=source, label=turn.role
+        )
+    ]
+    weights = ranking.question_weights(own, ranking.idf(each.terms for each in candidates))
+    # A single Han character has no bigram of its own, so it is looked for inside the words.
+    lone = {term for term in own if len(term) == 1 and not term.isascii()}
+    candidates = [
+        Sentence(
+            each.text,
+            each.source,
+            each.position,
+            each.terms | {char for char in lone if char in each.text},
+            each.title_terms,
+            each.label,
+        )
+        for each in candidates
+    ]
+    chosen = ranking.choose(candidates, weights, limit=1, prefer=tongue)
+    return "".join(
+        _EARLIER_WORDS[tongue].format(who=_WHO[tongue, each.label], quote=f"“{each.text}”")
+        for each in chosen
+    )
+
+
+def _all_said(prompt: Prompt, tongue: language.Language) -> str:
+    turn = prompt.history[-1]
+    said = " ".join(claims(turn.text))
+    return (
+        _EARLIER_WORDS[tongue].format(who=_WHO[tongue, turn.role], quote=f"“{said}”")
+        if said
+        else ""
+    )

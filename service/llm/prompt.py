@@ -1,0 +1,200 @@
+"""What a chat request asks: question, passages, tool results, answer to judge, history.
+
+Prompts put their material in tags (`<passages>`, `<tool_results>`, `<question>`, `<answer>`),
+or in the plain form `Context: … Question: …`; without either, the last user message is the
+question.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from service.llm import language
+from service.llm.tokenizer import content_text
+
+_PASSAGE_TAGS: Final = frozenset({"passages", "context", "documents", "sources", "search_results"})
+_TAG: Final = re.compile(
+    r"<(passages|context|documents|sources|search_results|tool_results|question|query|answer)>"
+)
+_PASSAGE_HEADER: Final = re.compile(r"^\[(\d+)\][ \t]*(?:\(([^)\n]+)\))?[ \t]*(.*)$", re.MULTILINE)
+_PLAIN_FORM: Final = re.compile(
+    r"(?:^|\n)\s*(?:context|passages|documents|上下文|资料|文档)\s*[:：]\s*(?P<context>.+?)"
+    r"\n\s*(?:question|query|问题)\s*[:：]\s*(?P<question>.+)\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A numbered piece of source text; `number` 0 where the prompt gave none."""
+
+    number: int
+    document_id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier message of the conversation; `role` is `user` or `assistant`."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallMade:
+    """A tool call of the present turn; `result` is None while it is unanswered."""
+
+    name: str
+    arguments: str
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A chat request, understood."""
+
+    question: str
+    instructions: str = ""
+    passages: tuple[Passage, ...] = ()
+    tool_results: str = ""
+    answer: str | None = None
+    history: tuple[Turn, ...] = ()
+    tool_calls: tuple[ToolCallMade, ...] = field(default=())
+
+    @property
+    def is_follow_up(self) -> bool:
+        """Does the question lean on the turns before it?"""
+        if not self.history:
+            return False
+        return (
+            language.continues(self.question)
+            or language.has_anaphor(self.question)
+            or not language.terms(self.question)
+        )
+
+    @property
+    def earlier_questions(self) -> tuple[str, ...]:
+        """What the user said before, oldest first."""
+        return tuple(turn.text for turn in self.history if turn.role == "user")
+
+
+def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Read a list of messages in OpenAI's wire form; any order of roles is taken."""
+    last_user = max(
+        (index for index, message in enumerate(messages) if message.get("role") == "user"),
+        default=len(messages),
+    )
+    system_text = "\n".join(
+        content_text(message.get("content"))
+        for message in messages
+        if message.get("role") in ("system", "developer")
+    )
+    user_text = content_text(messages[last_user]["content"]) if last_user < len(messages) else ""
+    blocks, prose = _blocks(user_text)
+    system_blocks, system_prose = _blocks(system_text)
+    for tag, text in system_blocks.items():
+        blocks.setdefault(tag, text)
+    question = blocks.get("question", blocks.get("query"))
+    if question is None:
+        question = prose
+        if plain := _PLAIN_FORM.search(prose):
+            question = plain["question"]
+            blocks.setdefault("context", plain["context"])
+        instructions = system_prose
+    else:
+        instructions = f"{system_prose}\n{prose}"
+    passages = tuple(
+        passage
+        for tag, block in blocks.items()
+        if tag in _PASSAGE_TAGS
+        for passage in _passages(block)
+    )
+    return Prompt(
+        question=question.strip(),
+        instructions=instructions.strip(),
+        passages=passages,
+        tool_results=blocks.get("tool_results", "").strip(),
+        answer=blocks.get("answer"),
+        history=_history(messages[:last_user]),
+        tool_calls=_tool_calls(messages[last_user + 1 :]),
+    )
+
+
+def _blocks(text: str) -> tuple[dict[str, str], str]:
+    """Tagged blocks by tag, and the prose around them.
+
+    Read from the left, so a tag inside a block is that block's text. A block ends at its own
+    last closing tag before the next block opens, so a question that quotes one stays whole.
+    """
+    blocks: dict[str, str] = {}
+    prose: list[str] = []
+    position = 0
+    while opening := _TAG.search(text, position):
+        tag = opening[1]
+        closing = f"</{tag}>"
+        end = text.find(closing, opening.end())
+        if end < 0:
+            break
+        if tag in ("question", "query", "answer"):
+            following = _TAG.search(text, end)
+            limit = following.start() if following else len(text)
+            end = text.rfind(closing, opening.end(), limit)
+        prose.append(text[position : opening.start()])
+        blocks[tag] = text[opening.end() : end]
+        position = end + len(closing)
+    prose.append(text[position:])
+    return blocks, "\n".join(part.strip() for part in prose if part.strip())
+
+
+def _passages(block: str) -> list[Passage]:
+    headers: list[re.Match[str]] = []
+    for header in _PASSAGE_HEADER.finditer(block):
+        # A bracketed number at the start of a line of text is not a header out of turn.
+        if not headers or int(header[1]) == int(headers[-1][1]) + 1:
+            headers.append(header)
+    if not headers:
+        return [Passage(0, "", "", block.strip())] if block.strip() else []
+    ends = [header.start() for header in headers[1:]] + [len(block)]
+    return [
+        _passage(header, block[header.end() : end].strip())
+        for header, end in zip(headers, ends, strict=True)
+    ]
+
+
+def _passage(header: re.Match[str], text: str) -> Passage:
+    title = header[3].strip()
+    if not text:  # "[1] the text itself": there is no title
+        title, text = "", title
+    return Passage(int(header[1]), (header[2] or "").strip(), title, text)
+
+
+def _history(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    turns: list[Turn] = []
+    for message in messages:
+        role = message.get("role")
+        text = content_text(message.get("content")).strip()
+        if role not in ("user", "assistant") or not text:
+            continue
+        if role == "user":
+            blocks, prose = _blocks(text)
+            text = blocks.get("question", blocks.get("query", prose)).strip()
+        turns.append(Turn(role, text))
+    return tuple(turns)
+
+
+def _tool_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[ToolCallMade, ...]:
+    results = {
+        message.get("tool_call_id"): content_text(message.get("content"))
+        for message in messages
+        if message.get("role") == "tool"
+    }
+    return tuple(
+        ToolCallMade(
+            call["function"]["name"], call["function"]["arguments"], results.get(call["id"])
+        )
+        for message in messages
+        for call in message.get("tool_calls") or ()
+    )

@@ -1,0 +1,148 @@
+"""Which sentences cover a question: idf-weighted term overlap, chosen greedily for coverage."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.llm import language
+
+# A passage's title speaks for all of its sentences, but less than their own words do.
+TITLE_SHARE: Final = 0.4
+# A term that a chosen sentence covers already still counts a little, so that sentences on the
+# question's subject win over sentences on its side remarks.
+REPEAT_SHARE: Final = 0.3
+OTHER_LANGUAGE_SHARE: Final = 0.6
+# A term of the question that no source knows weighs this much of the rarest known term: it may
+# be the very thing asked about, or a turn of phrase.
+UNKNOWN_TERM_SHARE: Final = 0.7
+# Later passages were ranked lower by whoever retrieved them.
+RANK_DECAY: Final = 0.08
+# A question for a quantity is answered by a sentence that holds one: worth this share of it.
+NUMBER_GAIN: Final = 0.35
+_DUPLICATE_OVERLAP: Final = 0.8
+_LONG_SENTENCE_TERMS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of a source: `source` and `position` say where it stands, both from 0."""
+
+    text: str
+    source: int
+    position: int
+    terms: frozenset[str]
+    title_terms: frozenset[str]
+    label: str = ""
+    """What to cite, such as `[1]`; empty where the prompt numbered nothing."""
+
+
+def sentences_of(text: str, *, source: int, title: str = "", label: str = "") -> list[Sentence]:
+    """The sentences of one source, ready to be ranked."""
+    title_terms = frozenset(language.terms(title))
+    return [
+        Sentence(
+            sentence, source, position, frozenset(language.terms(sentence)), title_terms, label
+        )
+        for position, sentence in enumerate(language.sentences(text))
+    ]
+
+
+def idf(sources: Iterable[frozenset[str]]) -> dict[str, float]:
+    """How telling each term is: the fewer of the given term sets hold it, the more."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for terms in sources:
+        counts.update(terms)
+        total += 1
+    return {term: math.log(1 + total / count) for term, count in counts.items()}
+
+
+def question_weights(
+    question: Sequence[str], known: Mapping[str, float], *, context: Sequence[str] = ()
+) -> dict[str, float]:
+    """The weight of each question term, summing to 1; terms of `context` count half."""
+    rarest = max(known.values(), default=1.0)
+    weights: dict[str, float] = {}
+    for terms, share in ((question, 1.0), (context, 0.5)):
+        for term in terms:
+            weights.setdefault(term, share * known.get(term, UNKNOWN_TERM_SHARE * rarest))
+    total = sum(weights.values())
+    return {term: weight / total for term, weight in weights.items()} if total else {}
+
+
+def coverage(weights: Mapping[str, float], terms: frozenset[str]) -> float:
+    """The share of the question, 0 to 1, that `terms` speak about."""
+    return sum(weight for term, weight in weights.items() if term in terms)
+
+
+def choose(
+    candidates: Sequence[Sentence],
+    weights: Mapping[str, float],
+    *,
+    limit: int,
+    prefer: language.Language,
+    prefer_numbers: bool = False,
+    relative_gain: float = 0.3,
+) -> list[Sentence]:
+    """Up to `limit` sentences that together cover the question best, the best first.
+
+    A sentence whose gain is below `relative_gain` of the first one's adds nothing and ends the
+    choice; a near duplicate of a chosen one is passed over.
+    """
+    chosen: list[Sentence] = []
+    covered: set[str] = set()
+    remaining = [
+        sentence
+        for sentence in candidates
+        if (sentence.terms | sentence.title_terms) & weights.keys()
+    ]
+    first_gain = 0.0
+    while remaining and len(chosen) < limit:
+        gains = [
+            _gain(sentence, weights, covered, prefer)
+            + (NUMBER_GAIN if prefer_numbers and has_number(sentence.text) else 0.0)
+            for sentence in remaining
+        ]
+        best_gain = max(gains)
+        best = remaining.pop(gains.index(best_gain))
+        if chosen and best_gain < relative_gain * first_gain:
+            break
+        first_gain = first_gain or best_gain
+        if any(_duplicates(best, other) for other in chosen):
+            continue
+        chosen.append(best)
+        covered |= best.terms & weights.keys()
+    return chosen
+
+
+def has_number(text: str) -> bool:
+    """Does `text` hold a digit that is not part of a word or a citation?"""
+    return re.search(r"(?<![\w\[])\d", text) is not None
+
+
+def _gain(
+    sentence: Sentence,
+    weights: Mapping[str, float],
+    covered: set[str],
+    prefer: language.Language,
+) -> float:
+    gain = 0.0
+    for term, weight in weights.items():
+        if term in sentence.terms:
+            gain += weight * (REPEAT_SHARE if term in covered else 1.0)
+        elif term in sentence.title_terms:
+            gain += weight * TITLE_SHARE * (REPEAT_SHARE if term in covered else 1.0)
+    if language.detect(sentence.text) != prefer:
+        gain *= OTHER_LANGUAGE_SHARE
+    length_penalty = max(1.0, len(sentence.terms) / _LONG_SENTENCE_TERMS)
+    # The first sentence of a passage tends to say what its subject is.
+    opening = 1.1 if sentence.position == 0 else 1.0
+    return gain * opening / (length_penalty * (1 + RANK_DECAY * sentence.source))
+
+
+def _duplicates(one: Sentence, other: Sentence) -> bool:
+    union = one.terms | other.terms
+    return bool(union) and len(one.terms & other.terms) / len(union) >= _DUPLICATE_OVERLAP
