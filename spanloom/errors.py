@@ -8,12 +8,14 @@
     - PayloadTooLargeError     over the limit, also after decompression      (HTTP 413)
     - UnsupportedEncodingError unknown Content-Type or Content-Encoding      (HTTP 415)
   - QueryError                 a query parameter is wrong                    (HTTP 400)
+  - NotFoundError              what was asked for is not there               (HTTP 404)
   x StoreError
     - StoreFullError           queue or disk full, try again later           (HTTP 429 / 503)
     - StoreClosedError         used after close                              (HTTP 503)
     - StoreLockedError         another process holds the store
     - StoreVersionError        written by a newer version
     - StoreCorruptError        the file is damaged
+    - StoreUnavailableError    the disk or file system refuses, try again      (HTTP 503)
   x SourceError                a remote backend, seen from `sources`
     - SourceUnavailableError   nothing answers, or not in time
     - SourceResponseError      it answers, but not what was expected
@@ -58,6 +60,10 @@ class QueryError(SpanloomError):
     """A query parameter is wrong."""
 
 
+class NotFoundError(SpanloomError):
+    """What was asked for by name is not there."""
+
+
 class StoreError(SpanloomError):
     """Base: the store cannot do what was asked."""
 
@@ -84,6 +90,10 @@ class StoreVersionError(StoreError):
 
 class StoreCorruptError(StoreError):
     """The store's file is damaged."""
+
+
+class StoreUnavailableError(StoreError):
+    """The disk or the file system refuses; trying again may help."""
 
 
 class SourceError(SpanloomError):

@@ -1,0 +1,83 @@
+"""`spanloom serve`: the embedded backend in the foreground."""
+
+import asyncio
+import enum
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spanloom import ports
+from spanloom.cli.terminal import print_json, stdout
+
+
+class Durability(enum.StrEnum):
+    """What an acknowledged span survives."""
+
+    PROCESS = "process"
+    FULL = "full"
+
+
+def serve(
+    *,
+    data_dir: Annotated[
+        Path,
+        typer.Option(help="Folder of the store; made if missing."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Beyond loopback anybody may read and write.")
+    ] = "127.0.0.1",
+    otlp_grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="OTLP/gRPC; 0 for a free one.")
+    ] = ports.OTLP_GRPC,
+    otlp_http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="OTLP/HTTP; 0 for a free one.")
+    ] = ports.OTLP_HTTP,
+    query_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Query API and page; 0 for a free one.")
+    ] = ports.QUERY_HTTP,
+    durability: Annotated[
+        Durability,
+        typer.Option(
+            help="What stored spans survive: kill -9 (process), or power loss too (full)."
+        ),
+    ] = Durability.PROCESS,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")
+    ] = False,
+) -> None:
+    """Run the trace backend: OTLP in, query API and page out.
+
+    \b
+    Examples:
+      spanloom serve --data-dir ~/traces
+      spanloom serve --data-dir var/traces --durability full
+      spanloom serve --data-dir /tmp/t --otlp-grpc-port 0 --otlp-http-port 0 --query-port 0 --json
+    """  # noqa: D301  # \b is click's mark for "do not rewrap"
+    from spanloom.server.app import Addresses, ServerConfig  # noqa: PLC0415  # `--help` stays fast
+    from spanloom.server.app import serve as run_server  # noqa: PLC0415
+
+    def ready(addresses: Addresses) -> None:
+        if as_json:
+            print_json(asdict(addresses), indent=None)
+            return
+        console = stdout()
+        for line in (
+            f"traces     {addresses.query}",
+            f"OTLP/HTTP  {addresses.otlp_http}",
+            f"OTLP/gRPC  {addresses.otlp_grpc}",
+            f"store      {data_dir}",
+            "Ctrl-C stops it.",
+        ):
+            console.print(line, soft_wrap=True)
+
+    config = ServerConfig(
+        data_dir=data_dir,
+        host=host,
+        otlp_grpc_port=otlp_grpc_port,
+        otlp_http_port=otlp_http_port,
+        query_port=query_port,
+        durability=durability.value,
+    )
+    asyncio.run(run_server(config, on_ready=ready))

@@ -1,0 +1,1 @@
+"""Readers over HTTP: what a store answers, from a server elsewhere."""
