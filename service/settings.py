@@ -88,17 +88,25 @@ class Settings(BaseSettings):
         default_factory=list, description="Origins a browser may call from, as a JSON list."
     )
 
+    workers: int = Field(1, ge=1, le=64, description="Processes that share the API's port.")
+    retry_after_s: int = Field(
+        2, ge=1, le=3600, description="Retry-After of a 503 while the LLM or retrieval is down."
+    )
+    shutdown_grace_s: int = Field(
+        10, ge=0, le=600, description="Time running requests get to finish on SIGTERM."
+    )
+
     # --- storage -------------------------------------------------------------------------
     data_dir: Path = Field(Path("var"), description="Folder for everything the service writes.")
     database_url: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("AGENT_DATABASE_URL", "DATABASE_URL"),
-        description="Session memory; by default sqlite:///<data_dir>/sessions.sqlite.",
+        description="Session memory; by default sqlite:/// and sessions.sqlite in the data folder.",
     )
     vector_store_path: Path | None = Field(
         None,
         validation_alias=AliasChoices("AGENT_VECTOR_STORE_PATH", "VECTOR_STORE_PATH"),
-        description="The search index; by default <data_dir>/index.",
+        description="The search index; by default the folder index in the data folder.",
     )
     corpus_path: Path | None = Field(
         None, description="Folder of articles to index; by default the shipped corpus."

@@ -1,0 +1,1 @@
+"""The LangGraph agent: route ▸ retrieve ▸ rerank ▸ tools ▸ generate ▸ reflect."""

@@ -1,0 +1,181 @@
+"""Conversations: their ids, their memory on disk, and one run at a time in each.
+
+Everything here is right for any number of worker processes that share `data_dir`.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+import aiosqlite
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from service.errors import ConfigurationError
+from service.settings import Settings
+from spanloom.telemetry import step
+
+DEFAULT_SESSION: Final = "default"
+ANONYMOUS: Final = "anonymous"
+
+_BUSY_TIMEOUT_S: Final = 10.0
+_FIRST_POLL_S: Final = 0.005
+_LONGEST_POLL_S: Final = 0.05
+
+
+def thread_id(user_id: str, session_id: str) -> str | None:
+    """The conversation's id; None for the anonymous default, which is nobody's in particular.
+
+    The NUL byte cannot occur in either id, so that ("a-b", "c") and ("a", "b-c") differ. The
+    hash keeps the user's id out of file names, the database and traces.
+    """
+    if user_id == ANONYMOUS and session_id == DEFAULT_SESSION:
+        return None
+    return hashlib.sha256(f"{user_id}\0{session_id}".encode()).hexdigest()
+
+
+def pseudonym(user_id: str) -> str:
+    """What logs and spans call a user: stable, not the id itself."""
+    return hashlib.sha256(user_id.encode()).hexdigest()[:16]
+
+
+def database_path(settings: Settings) -> Path:
+    """The SQLite file of the session memory; ConfigurationError for what is not supported."""
+    if settings.database_url is None:
+        return settings.data_dir / "sessions.sqlite"
+    url = urlsplit(settings.database_url.get_secret_value())
+    scheme = url.scheme.partition("+")[0]
+    if scheme in {"postgres", "postgresql"}:
+        raise ConfigurationError(
+            "DATABASE_URL names PostgreSQL, which session memory does not speak yet. What works"
+            " today: sqlite:///path/to/sessions.sqlite, or no DATABASE_URL at all."
+        )
+    path = unquote(url.path.removeprefix("/"))
+    if scheme != "sqlite" or url.netloc or not path or path == ":memory:":
+        # the value may hold a password, so it is not repeated
+        raise ConfigurationError(
+            "DATABASE_URL must be sqlite:///relative/path or sqlite:////absolute/path, a file"
+            " that all workers can share."
+        )
+    return Path(path)
+
+
+class Sessions:
+    """The open session memory of one process. Made by `open_sessions`."""
+
+    def __init__(self, checkpointer: AsyncSqliteSaver, locks: Path) -> None:
+        self.checkpointer = checkpointer
+        self._locks = locks
+        # Waiters of one process queue here, in order; only the first polls the file.
+        self._local: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, thread: str) -> AsyncIterator[None]:
+        """Hold the conversation for one run; wait, under a span, while another run has it."""
+        local = self._local.setdefault(thread, asyncio.Lock())
+        path = self._locks / f"{thread}.lock"
+        # A free lock is taken without suspending, so nobody gets in between.
+        lock = None if local.locked() else _try_lock(path)
+        if lock is None:
+            with step("session_wait"):
+                await local.acquire()
+                try:
+                    lock = await _poll_lock(path)
+                except BaseException:
+                    local.release()
+                    raise
+        else:
+            await local.acquire()
+        try:
+            yield
+        finally:
+            _unlock(path, lock)
+            local.release()
+
+    async def forget_older_checkpoints(self, thread: str) -> None:
+        """Keep only the newest checkpoint of a conversation, the one the next turn reads."""
+        newest = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1)"
+        async with self.checkpointer.lock:
+            for table in ("writes", "checkpoints"):
+                await self.checkpointer.conn.execute(
+                    f"DELETE FROM {table} WHERE thread_id = ?1 AND checkpoint_id < {newest}",  # noqa: S608  # both are constants
+                    (thread,),
+                )
+
+    async def check(self) -> None:
+        """Return if the memory can be read."""
+        async with self.checkpointer.conn.execute("SELECT 1 FROM checkpoints LIMIT 1") as cursor:
+            await cursor.fetchone()
+
+
+@asynccontextmanager
+async def open_sessions(settings: Settings) -> AsyncIterator[Sessions]:
+    """Open the memory, creating its file and folders where there are none."""
+    path = database_path(settings)
+    locks = settings.data_dir / "locks"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    locks.mkdir(parents=True, exist_ok=True)
+    async with aiosqlite.connect(
+        path,
+        timeout=_BUSY_TIMEOUT_S,
+        # Autocommit: a run cancelled between a statement and its commit would otherwise keep the
+        # write lock, and with it every other worker, until this process writes again.
+        isolation_level=None,
+    ) as connection:
+        saver = AsyncSqliteSaver(
+            connection,
+            # Only plain data is ever loaded from disk, whatever LANGGRAPH_STRICT_MSGPACK says.
+            serde=JsonPlusSerializer(allowed_msgpack_modules=None),
+        )
+        # Switching to WAL needs the file alone: workers that start together take turns.
+        setup_lock = locks / "setup.lock"
+        lock = await _poll_lock(setup_lock)
+        try:
+            await saver.setup()
+        finally:
+            _unlock(setup_lock, lock)
+        yield Sessions(saver, locks)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor that holds the lock file, or None while somebody else does.
+
+    Holders delete the file before they let go, so a lock may be won on a file that is gone;
+    then the next file decides.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116  # pairs with fstat
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+async def _poll_lock(path: Path) -> int:
+    # flock has no asynchronous form, and a thread blocked in it could not be cancelled.
+    pause = _FIRST_POLL_S
+    while (descriptor := _try_lock(path)) is None:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_POLL_S)
+    return descriptor
+
+
+def _unlock(path: Path, descriptor: int) -> None:
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
