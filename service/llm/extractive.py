@@ -28,7 +28,7 @@ _NO_SOURCES: Final = {
     "zh": "我是离线抽取式模型，只能引用所给的资料、工具结果或对话内容，"
     "而这个问题没有附带任何资料。",
 }
-_TOOL_RESULT: Final = {"en": "Tool result: {text}", "zh": "工具结果：{text}"}
+TOOL_RESULT: Final = {"en": "Tool result: {text}", "zh": "工具结果：{text}"}
 _EARLIER_QUESTIONS: Final = {
     "en": "Earlier in this conversation you asked: {quotes}.",
     "zh": "在这次对话中，您之前问过：{quotes}。",
@@ -56,6 +56,16 @@ _POSSESSIVE: Final = re.compile(r"\b(?:my|mine|am i|do i)\b|我的|我叫|我是
 _ASKED: Final = re.compile(r"\b(?:ask(?:ed)?|questions?)\b|问", re.IGNORECASE)
 _FIRST: Final = re.compile(r"\bfirst\b|第一|最开始|最初", re.IGNORECASE)
 _LATEST: Final = re.compile(r"\b(?:last|just|previous)\b|刚才|刚刚|上一|最后", re.IGNORECASE)
+WANTS_REFERENCES: Final = re.compile(
+    r"\b(?:refer(?:s|red|ences?)?(?: to)?|cross-references?|see also|cit(?:e|es|ed|ations?)"
+    r"|further reading|related (?:articles?|documents?))\b"
+    r"|参见|参考(?:了)?(?:哪|什么)|引用|相关文章|延伸阅读",
+    re.IGNORECASE,
+)
+_REFERENCE_LIST: Final = re.compile(
+    r"^(?:references?|see also|related|参考|参见|引用)\b?[^:：\n]{0,20}[:：].+$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _CITATION: Final = re.compile(r"\s*\[\d+\]")
 
 # Tool results up to this many characters are quoted whole; longer ones are searched.
@@ -81,7 +91,7 @@ def answer(prompt: Prompt, care: Care, *, with_notice: bool = True) -> str:
     if quoted:
         parts.append(quoted)
     if not parts:
-        if not prompt.passages and not prompt.tool_results and not prompt.tool_calls:
+        if not prompt.passages and not prompt.tool_texts:
             return _NO_SOURCES[tongue]
         missing = "、" if tongue == "zh" else ", "
         words = language.content_words(prompt.question) or [prompt.question]
@@ -98,21 +108,29 @@ def source_sentences(prompt: Prompt) -> list[Sentence]:
         label = f"[{passage.number}]" if passage.number else ""
         title = f"{passage.title} {passage.document_id}"
         found += ranking.sentences_of(passage.text, source=index, title=title, label=label)
-    for offset, text in enumerate(_tool_texts(prompt), start=len(prompt.passages)):
+    for offset, text in enumerate(prompt.tool_texts, start=len(prompt.passages)):
         if len(text) > _SHORT_RESULT:
             found += ranking.sentences_of(text, source=offset)
     return found
 
 
 def question_terms(prompt: Prompt) -> tuple[list[str], list[str]]:
-    """Terms of the question, and those its earlier turns lend a follow-up."""
+    """Terms of the question, and those lent by earlier turns or by what a draft lacked."""
     own = language.terms(prompt.question)
     lent = language.terms(" ".join(prompt.earlier_questions[-2:])) if prompt.is_follow_up else []
-    return own, lent
+    return own, lent + language.terms(prompt.missing)
+
+
+def tool_quotes_in(text: str) -> list[str]:
+    """The results of tools that an answer of this model quotes."""
+    openings = tuple(form.split("{")[0] for form in TOOL_RESULT.values())
+    return [line for line in text.split("\n\n") if line.startswith(openings)]
 
 
 def claims(text: str) -> list[str]:
-    """The sentences of an answer, without citations and without this model's own notices."""
+    """What an answer says of its own: its sentences without citations, notices, tool quotes."""
+    for quote in tool_quotes_in(text):
+        text = text.replace(quote, "")
     for notice in NOTICES.values():
         text = text.replace(notice, "")
     return [
@@ -122,24 +140,24 @@ def claims(text: str) -> list[str]:
     ]
 
 
+def abstains(text: str) -> bool:
+    """Does the answer say, in this model's words, that nothing was found?"""
+    return any(_says_nothing_found(sentence) for sentence in language.sentences(text))
+
+
 def _says_nothing_found(sentence: str) -> bool:
     openings = (text.split("{")[0] for text in (*_NOTHING_FOUND.values(), *_NO_SOURCES.values()))
     return any(sentence.startswith(opening[:24]) for opening in openings)
 
 
-def _tool_texts(prompt: Prompt) -> list[str]:
-    texts = [call.result for call in prompt.tool_calls if call.result]
-    if prompt.tool_results:
-        texts.append(prompt.tool_results)
-    return texts
-
-
 def _tool_quotes(prompt: Prompt, tongue: language.Language) -> list[str]:
-    return [
-        _TOOL_RESULT[tongue].format(text=text.strip())
-        for text in _tool_texts(prompt)
-        if text.strip() and len(text) <= _SHORT_RESULT
-    ]
+    quotes: list[str] = []
+    for text in prompt.tool_texts:
+        if len(text) <= _SHORT_RESULT:
+            quotes.append(text)
+        elif WANTS_REFERENCES.search(prompt.question):
+            quotes += [match.group() for match in _REFERENCE_LIST.finditer(text)]
+    return [TOOL_RESULT[tongue].format(text=quote) for quote in quotes]
 
 
 def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:

@@ -33,6 +33,7 @@ _CJK_STOP: Final = re.compile(
 )
 # Function characters that are also parts of content words: dropped only where they stand alone.
 _CJK_LONE_STOP: Final = frozenset("有会能要使对从到给为于以之其同几个很更最又再请并且但则")
+_CJK_LOOSE_END: Final = "有会能要"
 
 _ABBREVIATION: Final = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|Eq|Sec|St|approx|resp|al)\.|\b[A-Z]\.)$"
@@ -96,7 +97,8 @@ def content_words(text: str) -> list[str]:
     for match in _TOKEN.finditer(normalise(text)):
         token = match.group()
         if _CJK_CHAR.match(token):
-            words += [run for run in _CJK_STOP.split(token) if run not in _CJK_LONE_STOP and run]
+            runs = (run.rstrip(_CJK_LOOSE_END) for run in _CJK_STOP.split(token))
+            words += [run for run in runs if run and run not in _CJK_LONE_STOP]
         elif token.lower() not in _STOP_WORDS:
             words.append(token)
     return list(dict.fromkeys(words))

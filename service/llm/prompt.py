@@ -1,13 +1,13 @@
 """What a chat request asks: question, passages, tool results, answer to judge, history.
 
-Prompts put their material in tags (`<passages>`, `<tool_results>`, `<question>`, `<answer>`),
+Prompts put their material in tags (`<passages>`, `<tool_results>`, `<question>`, `<answer>`, `<missing>`),
 or in the plain form `Context: … Question: …`; without either, the last user message is the
 question.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from service.llm import language
@@ -15,9 +15,12 @@ from service.llm.tokenizer import content_text
 
 _PASSAGE_TAGS: Final = frozenset({"passages", "context", "documents", "sources", "search_results"})
 _TAG: Final = re.compile(
-    r"<(passages|context|documents|sources|search_results|tool_results|question|query|answer)>"
+    r"<(passages|context|documents|sources|search_results|tool_results"
+    r"|question|query|answer|draft|missing)>"
 )
 _PASSAGE_HEADER: Final = re.compile(r"^\[(\d+)\][ \t]*(?:\(([^)\n]+)\))?[ \t]*(.*)$", re.MULTILINE)
+# "name(arguments) = content": results in one block begin with the call they answer.
+_TOOL_RESULT_START: Final = re.compile(r"^(?=[\w.-]+\([^\n]*\)\s*(?:=|:|->|→))", re.MULTILINE)
 _PLAIN_FORM: Final = re.compile(
     r"(?:^|\n)\s*(?:context|passages|documents|上下文|资料|文档)\s*[:：]\s*(?P<context>.+?)"
     r"\n\s*(?:question|query|问题)\s*[:：]\s*(?P<question>.+)\Z",
@@ -61,8 +64,18 @@ class Prompt:
     passages: tuple[Passage, ...] = ()
     tool_results: str = ""
     answer: str | None = None
+    """An answer to judge."""
+    missing: str = ""
+    """What an earlier draft of the answer lacked."""
     history: tuple[Turn, ...] = ()
-    tool_calls: tuple[ToolCallMade, ...] = field(default=())
+    tool_calls: tuple[ToolCallMade, ...] = ()
+
+    @property
+    def tool_texts(self) -> tuple[str, ...]:
+        """What tools answered in this turn, one text each."""
+        told = (text.strip() for text in _TOOL_RESULT_START.split(self.tool_results))
+        answered = (call.result.strip() for call in self.tool_calls if call.result)
+        return tuple(text for text in (*answered, *told) if text)
 
     @property
     def is_follow_up(self) -> bool:
@@ -118,6 +131,7 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
         passages=passages,
         tool_results=blocks.get("tool_results", "").strip(),
         answer=blocks.get("answer"),
+        missing=blocks.get("missing", "").strip(),
         history=_history(messages[:last_user]),
         tool_calls=_tool_calls(messages[last_user + 1 :]),
     )

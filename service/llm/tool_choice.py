@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.llm import arithmetic, language, moments
+from service.llm.extractive import WANTS_REFERENCES
 from service.llm.prompt import Prompt
 
 _EXPRESSION: Final = re.compile(
@@ -35,39 +36,35 @@ _SEARCH: Final = re.compile(
     r"\bquery\b|\bsearch\b|\bquestion\b|keywords|查询|检索|搜索", re.IGNORECASE
 )
 
-_ID_TOKEN: Final = r"[A-Za-z0-9]+(?:[-_.:/][A-Za-z0-9]+)+|[A-Za-z]+\d+|\d{2,}"
+_ID: Final = r"[A-Za-z0-9]+(?:[-_.:/][A-Za-z0-9]+)+|[A-Za-z]+\d+|\d{2,}"
 _SLUG: Final = re.compile(r"(?<![\w-])[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)+(?![\w-])")
 _NAMED_DOCUMENT: Final = re.compile(
     rf"(?:\b(?:document|doc|article|passage|page|record|note|entry|id)s?\b"
     rf"|文档|文章|资料|条目|编号)\s*(?:id|named|called|with|编号|为|是|number|no\.?|[:：#])*\s*"
-    rf"[\"'“‘`「(（]*(?P<id>{_ID_TOKEN})",
+    rf"[\"'“‘`「(（]*(?P<id>{_ID})",
     re.IGNORECASE,
 )
 _SPEAKS_OF_DOCUMENTS: Final = re.compile(
     r"\b(?:document|doc|article|full text|look ?up|fetch|open)\b|文档|文章|全文|查阅|打开|原文",
     re.IGNORECASE,
 )
-_WANTS_REFERENCES: Final = re.compile(
-    r"\b(?:refer(?:s|red|ences?)?(?: to)?|cross-references?|see also|cit(?:e|es|ed|ations?)"
-    r"|further reading|related (?:articles?|documents?))\b|参见|参考(?:了)?(?:哪|什么)|引用|相关文章|延伸阅读",
-    re.IGNORECASE,
-)
 _REFERENCE_IN_TEXT: Final = re.compile(
-    r"(?:\b[Ss]ee(?: also)?\b|\b[Rr]efers? to\b|参见|参阅|另见|见)[:：]?\s*(?P<list>[^.。\n]{1,200})"
+    r"(?:\b[Ss]ee(?: also)?\b|\b[Rr]efers? to\b|参见|参阅|另见|见)[:：]?\s*"
+    r"(?P<list>[^.。\n]{1,200})"
     r"|\[\[(?P<link>[^\]\n]{1,80})\]\]"
 )
 _WANTS_WHOLE: Final = re.compile(
-    r"\b(?:full|whole|entire|complete) (?:text|document|article)\b|全文|整篇|完整(?:的)?(?:文档|文章)",
+    r"\b(?:full|whole|entire|complete) (?:text|document|article)\b"
+    r"|全文|整篇|完整(?:的)?(?:文档|文章)",
     re.IGNORECASE,
 )
 _INSTRUCTED_WORD: Final = re.compile(
-    r"(?:reply|respond|answer|say|output|write|回复|回答|输出|只说)\b?[^.。\n\"'“‘`「]{0,60}"
-    r"[\"'“‘`「](?P<word>[^\"'”’`」\n]{1,20})[\"'”’`」]",
+    r"(?:\b(?:reply|respond|answer|say|output|write)\b|回复|回答|输出|只说)[^.。\n\"'“‘`「]{0,60}?"
+    r"(?:[\"'“‘`「](?P<quoted>[^\"'”’`」\n]{1,20})[\"'”’`」]|\bword[:\s]+(?P<word>\w{1,20})"
+    r"|\b(?P<done>done)\b)",
     re.IGNORECASE,
 )
-_INSTRUCTED_DONE: Final = re.compile(
-    r"\b(?:reply|respond|answer|say)\b[^.\n]{0,30}\bdone\b", re.IGNORECASE
-)
+_KINDS: Final = (_EXPRESSION, _DOCUMENT_ID, _ZONE, _SEARCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +135,8 @@ def force(prompt: Prompt, tools: Sequence[Tool], fill: Fill) -> Call:
 
 def instructed_word(instructions: str) -> str | None:
     """The word the instructions want when there is nothing left to do, such as `done`."""
-    if quoted := _INSTRUCTED_WORD.search(instructions):
-        return quoted["word"].strip()
-    return "done" if _INSTRUCTED_DONE.search(instructions) else None
+    found = _INSTRUCTED_WORD.search(instructions)
+    return (found["quoted"] or found["word"] or found["done"]).strip() if found else None
 
 
 def _known_arguments(tool: Tool, prompt: Prompt) -> list[dict[str, Any]]:
@@ -187,7 +183,7 @@ def document_ids(prompt: Prompt) -> list[str]:
     named += [each for each in sources if _mentions(question, each)]
     if _SPEAKS_OF_DOCUMENTS.search(question):
         named += _SLUG.findall(question)
-    if not named and _WANTS_REFERENCES.search(question):
+    if not named and WANTS_REFERENCES.search(question):
         named = _references(prompt, frozenset(sources)) or sources[:1]
     if not named and _WANTS_WHOLE.search(question):
         named = sources[:1]
@@ -218,13 +214,17 @@ def _parameter(tool: Tool, about: re.Pattern[str]) -> str | None:
     """The string parameter whose name or description fits; or the only one, if the tool does."""
     strings = [name for name, schema in tool.properties.items() if _takes_string(schema)]
     for name in strings:
-        description = str(tool.properties[name].get("description", ""))
-        title = str(tool.properties[name].get("title", ""))
-        if about.search(f"{name} {name.replace('_', ' ')} {title} {description}"):
+        if about.search(_described(tool, name)):
             return name
-    if len(strings) == 1 and about.search(f"{tool.name.replace('_', ' ')} {tool.description}"):
-        return strings[0]
-    return None
+    if len(strings) != 1 or any(kind.search(_described(tool, strings[0])) for kind in _KINDS):
+        return None
+    return strings[0] if about.search(f"{tool.name.replace('_', ' ')} {tool.description}") else None
+
+
+def _described(tool: Tool, name: str) -> str:
+    schema = tool.properties[name]
+    words = (name, name.replace("_", " "), schema.get("title", ""), schema.get("description", ""))
+    return " ".join(str(word) for word in words)
 
 
 def _takes_string(schema: Mapping[str, Any]) -> bool:

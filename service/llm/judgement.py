@@ -1,0 +1,85 @@
+"""Is an answer grounded in its sources, does it cover its question, and what is left out."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from service.llm import arithmetic, extractive, language, moments, ranking
+from service.llm.extractive import Care
+from service.llm.prompt import Prompt
+
+# A sentence of which this share of the content terms stands in one source is taken from it.
+_SUPPORT: Final = 0.6
+# An answer that speaks about this share of its question, by weight, covers it.
+_COMPLETE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What overlap of terms says about an answer; not whether it is true."""
+
+    grounded: bool
+    complete: bool
+    missing: tuple[str, ...]
+    """Words of the question the answer does not speak about, as written there."""
+    coverage: float
+    """Share of the question, 0 to 1, the answer speaks about."""
+
+
+def judge(prompt: Prompt, care: Care) -> Judgement:
+    """Judge the prompt's `<answer>`; without one, the answer its passages would give."""
+    text = prompt.answer
+    if text is None:
+        text = extractive.answer(prompt, care, with_notice=False)
+    claims = extractive.claims(text)
+    sources = [
+        frozenset(language.terms(f"{passage.title} {passage.document_id} {passage.text}"))
+        for passage in prompt.passages
+    ]
+    # What a tool, or someone in an earlier turn, said is a source too; the question is none.
+    sources += [
+        frozenset(language.terms(said))
+        for said in (
+            *prompt.tool_texts,
+            *(turn.text for turn in prompt.history),
+        )
+        if said
+    ]
+    known = ranking.idf(sources)
+    own, _lent = extractive.question_terms(prompt)
+    weights = ranking.question_weights(own, known)
+    said_terms = frozenset(term for claim in claims for term in language.terms(claim))
+    if quotes := extractive.tool_quotes_in(text):
+        said_terms |= frozenset(language.terms(" ".join(quotes)))
+        said_terms |= _answered_by_tools(prompt.question)
+    covered = ranking.coverage(weights, said_terms) if weights else float(bool(claims or quotes))
+    surfaces = language.surface_terms(prompt.question)
+    missing = dict.fromkeys(surface for term, surface in surfaces.items() if term not in said_terms)
+    return Judgement(
+        grounded=all(_supported(claim, sources) for claim in claims),
+        complete=covered >= _COMPLETE if claims or quotes else _honest(prompt, text, care),
+        missing=tuple(missing),
+        coverage=covered,
+    )
+
+
+def _honest(prompt: Prompt, text: str, care: Care) -> bool:
+    """Does an answer that finds nothing rightly say so?"""
+    own = replace(prompt, answer=None)
+    return extractive.abstains(text) and extractive.abstains(
+        extractive.answer(own, care, with_notice=False)
+    )
+
+
+def _answered_by_tools(question: str) -> frozenset[str]:
+    """Terms of those sentences of the question that a calculation or the clock answers."""
+    return frozenset(
+        term
+        for sentence in language.sentences(question)
+        if moments.asks_for_now(sentence) or arithmetic.expressions(sentence)
+        for term in language.terms(sentence)
+    )
+
+
+def _supported(claim: str, sources: list[frozenset[str]]) -> bool:
+    terms = frozenset(language.terms(claim))
+    return any(len(terms & source) >= _SUPPORT * len(terms) for source in sources)
