@@ -65,7 +65,7 @@ class Ending:
 
 OK: Final = Ending(semconv.OUTCOME_OK)
 _HANDOFF: Final = Ending(semconv.OUTCOME_HANDOFF)
-_INTERRUPTED: Final = Ending(semconv.OUTCOME_INTERRUPTED)
+INTERRUPTED: Final = Ending(semconv.OUTCOME_INTERRUPTED)
 _ABANDONED: Final = Ending(semconv.OUTCOME_ABANDONED_STREAM)
 _TIMEOUT: Final = Ending(semconv.OUTCOME_TIMEOUT, semconv.OUTCOME_TIMEOUT)
 _CANCELLED: Final = Ending(semconv.OUTCOME_CANCELLED, semconv.OUTCOME_CANCELLED)
@@ -162,7 +162,7 @@ def _langgraph_control_flow(exc: BaseException) -> Ending | None:
             if base.__name__ == "ParentCommand":
                 return _HANDOFF
             if base.__name__ == "GraphBubbleUp":
-                found = _INTERRUPTED
+                found = INTERRUPTED
     return found
 
 
@@ -171,15 +171,18 @@ def end_span(
     exc: BaseException | None = None,
     *,
     outcome: str | None = None,
+    ending: Ending | None = None,
     end_time: int | None = None,
 ) -> Ending:
     """Set status, outcome and exception event by the rules above, then end the span.
 
     `outcome` overrides the classification with one of the endings that are no error (a stream
-    whose reader left without GeneratorExit, an interrupt that LangGraph reports in its result).
+    whose reader left without GeneratorExit, an interrupt that LangGraph reports in its result);
+    `ending` overrides it whole, for a failure that is reported in a result and never raised.
     `end_time` is in nanoseconds since the epoch. Never raises.
     """
-    ending = classify(exc) if outcome is None else Ending(outcome)
+    if ending is None:
+        ending = classify(exc) if outcome is None else Ending(outcome)
     recording = False
     try:
         recording = span.is_recording()
@@ -214,7 +217,7 @@ def apply_ending(span: Span, ending: Ending, exc: BaseException | None) -> None:
 
 def record_exception_once(span: Span, exc: BaseException) -> str:
     """Add the exception event unless an inner span of the trace has it; return the message."""
-    message = _message(exc)
+    message = message_of(exc)
     trace_id = span.get_span_context().trace_id
     if exc.__dict__.get(_RECORDED) == trace_id:
         return message
@@ -232,7 +235,8 @@ def record_exception_once(span: Span, exc: BaseException) -> str:
     return message
 
 
-def _message(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
+    """Return the exception's text, redacted and capped."""
     try:
         return redact(str(exc), MESSAGE_LIMIT)
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide how the span ended

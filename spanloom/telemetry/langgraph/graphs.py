@@ -1,0 +1,120 @@
+"""Workflow and agent spans: one around each run of a compiled graph, nested runs included.
+
+`invoke` and `ainvoke` read `stream` and `astream`, so those two are every way to run a graph.
+"""
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Tracer
+from opentelemetry.util.types import AttributeValue
+
+from spanloom import semconv
+from spanloom.telemetry import endings, metrics
+from spanloom.telemetry.langgraph import classify
+from spanloom.telemetry.langgraph.context import Frame, Guard, Unit, aiterate, frame_of, iterate
+from spanloom.telemetry.usage import UsageScope
+
+_NOTING: Final = Guard("an interrupt cannot be noted")
+
+
+class GraphRun(Unit):
+    """One run of a graph."""
+
+    __slots__ = ("_name", "_operation")
+
+    def __init__(self, tracer: Tracer, graph: Any, config: Any, context: Context) -> None:
+        outer = frame_of(context)
+        own: Mapping[str, Any] = graph.config or {}
+        metadata = own.get("metadata")
+        name = classify.graph_name(metadata, graph.get_name())
+        operation = classify.graph_kind(metadata, graph.nodes, name)
+        given = config.get("configurable") if config else None
+        conversation_id = classify.conversation_id(given, own.get("configurable"))
+        if conversation_id is None and outer is not None:
+            conversation_id = outer.conversation_id
+        is_agent = operation == semconv.OP_INVOKE_AGENT
+        attributes: dict[str, AttributeValue] = {
+            semconv.GEN_AI_OPERATION_NAME: operation,
+            semconv.GEN_AI_AGENT_NAME if is_agent else semconv.GEN_AI_WORKFLOW_NAME: name,
+        }
+        if conversation_id is not None:
+            attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
+        frame = Frame(outer, conversation_id=conversation_id, agent_name=name if is_agent else None)
+        frame.is_run = True
+        self._name = name
+        self._operation = operation
+        super().__init__(
+            tracer, f"{operation} {name}", attributes, context=context, frame=frame, outer=outer
+        )
+
+    def _read(self, result: Any) -> endings.Ending | None:
+        del result  # LangGraph reports an interrupt to its caller as an ordinary result
+        assert self.frame is not None
+        return endings.INTERRUPTED if self.frame.interrupted else None
+
+    def _describe(self, ending: endings.Ending) -> None:
+        super()._describe(ending)
+        record = (
+            metrics.record_agent
+            if self._operation == semconv.OP_INVOKE_AGENT
+            else metrics.record_workflow
+        )
+        record(name=self._name, seconds=self.seconds, error_type=ending.error_type)
+
+
+def _starter(
+    tracer: Tracer, graph: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Context], GraphRun]:
+    config = args[1] if len(args) > 1 else kwargs.get("config")
+    return functools.partial(GraphRun, tracer, graph, config)
+
+
+def trace_stream(
+    tracer: Tracer, original: Callable[..., Iterator[Any]]
+) -> Callable[..., Iterator[Any]]:
+    """Wrap `Pregel.stream`."""
+
+    @functools.wraps(original)
+    def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        body = functools.partial(original, self, *args, **kwargs)
+        return iterate(_starter(tracer, self, args, kwargs), body, get_current())
+
+    return stream
+
+
+def trace_astream(
+    tracer: Tracer, original: Callable[..., AsyncIterator[Any]]
+) -> Callable[..., AsyncIterator[Any]]:
+    """Wrap `Pregel.astream`."""
+
+    @functools.wraps(original)
+    def astream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        body = functools.partial(original, self, *args, **kwargs)
+        return aiterate(_starter(tracer, self, args, kwargs), body, get_current())
+
+    return astream
+
+
+def trace_suppress_interrupt(_tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `PregelLoop._suppress_interrupt`, where a run learns that it was interrupted.
+
+    It sees `interrupt()` in a node as well as `interrupt_before` and `interrupt_after`, whatever
+    the stream mode shows of them.
+    """
+
+    @functools.wraps(original)
+    def _suppress_interrupt(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+        with _NOTING:
+            if endings.classify(exc_value) is endings.INTERRUPTED:
+                scope: UsageScope | None = frame_of(get_current())
+                while scope is not None:
+                    if isinstance(scope, Frame) and scope.is_run:
+                        scope.interrupted = True
+                        break
+                    scope = scope.parent
+        return original(self, exc_type, exc_value, traceback)
+
+    return _suppress_interrupt

@@ -1,0 +1,166 @@
+"""Node spans: one around each attempt LangGraph makes to run a task.
+
+LangGraph runs every task, a node or a functional `@task`, through `run_with_retry(task, …)`,
+which calls `task.proc.invoke`, `ainvoke` or `astream` once per attempt. The task is handed on
+with its `proc` wrapped, so the wrapper sees exactly the attempts.
+"""
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Tracer
+from opentelemetry.util.types import AttributeValue
+
+from spanloom import semconv
+from spanloom.telemetry import endings
+from spanloom.telemetry.langgraph import classify
+from spanloom.telemetry.langgraph.context import (
+    Frame,
+    Guard,
+    Unit,
+    aiterate,
+    arun,
+    begin,
+    frame_of,
+    run,
+)
+
+_WRAPPING: Final = Guard("LangGraph's tasks have a shape unknown to Spanloom")
+_NOTING: Final = Guard("a node timeout cannot be described")
+
+
+class TracedProc:
+    """Stands in for a task's `proc` and makes each call of it a span."""
+
+    __slots__ = ("_attempt", "_proc", "_task", "_tracer", "unit")
+
+    def __init__(self, tracer: Tracer, task: Any) -> None:
+        self._tracer = tracer
+        self._task = task
+        self._proc = task.proc
+        self._attempt = 0
+        self.unit: Unit | None = None
+        """The attempt that is running, or ran last."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._proc, name)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one attempt in this thread."""
+        unit = begin(self._start)
+        if unit is None:
+            return self._proc.invoke(*args, **kwargs)
+        return run(unit, self._proc.invoke, *args, **kwargs)
+
+    async def ainvoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one attempt in this task."""
+        unit = begin(self._start)
+        if unit is None:
+            return await self._proc.ainvoke(*args, **kwargs)
+        return await arun(unit, self._proc.ainvoke(*args, **kwargs))
+
+    def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Run one attempt as a stream, which is how LangGraph runs nodes for astream_events."""
+        body = functools.partial(self._proc.astream, *args, **kwargs)
+        return aiterate(self._start, body, get_current())
+
+    def _start(self, context: Context) -> Unit:
+        task = self._task
+        self._attempt += 1
+        metadata = task.config.get("metadata") or {}
+        outer = frame_of(context)
+        attributes: dict[str, AttributeValue] = {
+            semconv.GEN_AI_OPERATION_NAME: semconv.OP_INVOKE_NODE,
+            semconv.GEN_AI_NODE_NAME: task.name,
+            semconv.LANGGRAPH_ATTEMPT: self._attempt,
+        }
+        if (step := metadata.get("langgraph_step")) is not None:
+            attributes[semconv.LANGGRAPH_STEP] = step
+        if task.triggers:
+            attributes[semconv.LANGGRAPH_TRIGGERS] = [str(trigger) for trigger in task.triggers]
+        if namespace := metadata.get("langgraph_checkpoint_ns"):
+            attributes[semconv.LANGGRAPH_CHECKPOINT_NS] = namespace
+        conversation_id = outer.conversation_id if outer is not None else None
+        if conversation_id is not None:
+            attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
+        self.unit = Unit(
+            self._tracer,
+            f"{semconv.OP_INVOKE_NODE} {task.name}",
+            attributes,
+            context=context,
+            frame=Frame(
+                outer,
+                conversation_id=conversation_id,
+                agent_name=outer.agent_name if outer is not None else None,
+            ),
+            outer=outer,
+        )
+        return self.unit
+
+    def timed_out(self, exc: BaseException) -> None:
+        """Note that LangGraph has given this attempt up.
+
+        The body is cancelled and only ends later; its spans end then, as cut by this timeout.
+        """
+        unit = self.unit
+        if unit is None or unit.frame is None:
+            return
+        unit.frame.cut_by = exc
+        if unit.span.is_recording():
+            if isinstance(seconds := getattr(exc, "timeout", None), int | float):
+                unit.span.set_attribute(semconv.SPANLOOM_DEADLINE_MS, round(seconds * 1000))
+            endings.record_exception_once(unit.span, exc)
+
+
+def traced_task(tracer: Tracer, task: Any) -> Any:
+    """Return the task with a traced `proc`, or the task itself where no span is due."""
+    with _WRAPPING:
+        if classify.is_visible_node(task.config.get("tags")):
+            return dataclasses.replace(task, proc=TracedProc(tracer, task))
+    return task
+
+
+def trace_run_with_retry(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `langgraph.pregel._runner.run_with_retry`."""
+
+    @functools.wraps(original)
+    def run_with_retry(task: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(traced_task(tracer, task), *args, **kwargs)
+
+    return run_with_retry
+
+
+def trace_arun_with_retry(
+    tracer: Tracer, original: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Wrap `langgraph.pregel._runner.arun_with_retry`."""
+
+    @functools.wraps(original)
+    async def arun_with_retry(task: Any, *args: Any, **kwargs: Any) -> Any:
+        return await original(traced_task(tracer, task), *args, **kwargs)
+
+    return arun_with_retry
+
+
+def trace_run_with_timeout(
+    _tracer: Tracer, original: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Wrap `langgraph.pregel._retry._arun_with_timeout`, which gives an attempt up."""
+
+    @functools.wraps(original)
+    async def arun_with_timeout(task: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await original(task, *args, **kwargs)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            if type(exc).__name__ == "NodeTimeoutError" and isinstance(task.proc, TracedProc):
+                with _NOTING:
+                    task.proc.timed_out(exc)
+            raise
+
+    return arun_with_timeout
