@@ -1,0 +1,195 @@
+"""The embedded backend: the one place where store, ingest, query API and page are wired.
+
+4317  OTLP/gRPC ─┐
+                 ├─▶ Intake ─▶ Writer ┐
+4318  OTLP/HTTP ─┘                    store
+16686 page, Jaeger API, own API ◀─ Reader ┘   /health, /metrics
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from spanloom import ports
+from spanloom.contract import Reader
+from spanloom.errors import ConfigurationError
+from spanloom.otlp import MAX_BODY_BYTES
+from spanloom.server import (
+    ingest_grpc,
+    ingest_http,
+    jaeger_api,
+    monitoring,
+    native_api,
+    page,
+)
+from spanloom.server.listening import HttpServer, listen
+from spanloom.server.monitoring import Monitor
+from spanloom.server.security import HostCheck, SecurityHeaders, is_loopback
+from spanloom.server.signals import Intake
+from spanloom.store import open_store
+
+_log = logging.getLogger(__name__)
+
+_GRPC_GRACE_S: Final = 5.0
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What `serve` needs to know; a port of 0 means any free one."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    otlp_grpc_port: int = ports.OTLP_GRPC
+    otlp_http_port: int = ports.OTLP_HTTP
+    query_port: int = ports.QUERY_HTTP
+    durability: Literal["process", "full"] = "process"
+    max_body_bytes: int = MAX_BODY_BYTES
+    """Largest OTLP request, before and after decompression."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides localhost under which the query port may be asked while on loopback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server really listens, as URLs for clients on this machine."""
+
+    otlp_grpc: str
+    otlp_http: str
+    query: str
+
+
+async def serve(
+    config: ServerConfig,
+    *,
+    on_ready: Callable[[Addresses], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run the backend until SIGINT, SIGTERM, or `stop` is set; then store what was taken.
+
+    Args:
+        config: ports, places, limits.
+        on_ready: called once with the addresses, when every port answers.
+        stop: ends the server as a signal does; signals are handled in the main thread only.
+
+    Raises:
+        ConfigurationError: a port is taken; the message says which and what to do.
+        StoreError: the store cannot be opened.
+    """
+    stop = stop or asyncio.Event()
+    if not is_loopback(config.host):
+        _log.warning(
+            "listening on %s: everyone who reaches this machine can read and write traces, "
+            "there is no log-in. Put an authenticating proxy in front, or leave --host out.",
+            config.host or "every address",
+        )
+    async with contextlib.AsyncExitStack() as cleanup:
+        # Sockets come first: a taken port should not wait for a store to be opened.
+        otlp_socket = cleanup.enter_context(
+            listen(config.host, config.otlp_http_port, "OTLP/HTTP", "--otlp-http-port")
+        )
+        query_socket = cleanup.enter_context(
+            listen(config.host, config.query_port, "the query API and page", "--query-port")
+        )
+        _require_free_grpc_port(config)
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        store = await asyncio.to_thread(open_store, config.data_dir, durability=config.durability)
+        cleanup.push_async_callback(asyncio.to_thread, store.close)
+
+        monitor = Monitor(config.data_dir)
+        intake = Intake(store, monitor)
+        grpc_server = ingest_grpc.server(intake, monitor, config.max_body_bytes)
+        grpc_port = ingest_grpc.bind(grpc_server, config.host, config.otlp_grpc_port)
+        addresses = Addresses(
+            otlp_grpc=_url(config.host, grpc_port),
+            otlp_http=_url(config.host, otlp_socket.getsockname()[1]),
+            query=_url(config.host, query_socket.getsockname()[1]),
+        )
+        servers = [
+            HttpServer(
+                ingest_http.application(intake, monitor, config.max_body_bytes), otlp_socket
+            ),
+            HttpServer(query_application(store, monitor, addresses, config), query_socket),
+        ]
+        await grpc_server.start()
+        cleanup.push_async_callback(grpc_server.stop, _GRPC_GRACE_S)
+        await cleanup.enter_async_context(_running(servers, stop))
+        with _stopping_on_signals(stop):
+            if on_ready is not None:
+                on_ready(addresses)
+            await stop.wait()
+
+
+def query_application(
+    reader: Reader, monitor: Monitor, addresses: Addresses, config: ServerConfig
+) -> ASGIApp:
+    """The ASGI application of the query port."""
+    routes: list[BaseRoute] = [
+        *monitoring.routes(monitor),
+        *native_api.routes(reader),
+        *jaeger_api.routes(reader),
+        *page.routes(reader, addresses.otlp_http),
+    ]
+    app: ASGIApp = SecurityHeaders(Starlette(routes=routes))
+    if is_loopback(config.host):
+        app = HostCheck(app, (config.host, *config.allowed_hosts))
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Start the servers; stop them, with their requests answered, on the way out."""
+    tasks = [asyncio.create_task(server.run_until_stopped()) for server in servers]
+    for task in tasks:
+        # A server that ends by itself, an error included, ends the others.
+        task.add_done_callback(lambda _: stop.set())
+    try:
+        started = asyncio.gather(*(server.wait_started() for server in servers))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        stopped.cancel()
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(stop: asyncio.Event):  # type: ignore[no-untyped-def]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGINT, signal.SIGTERM)
+    for number in handled:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def _require_free_grpc_port(config: ServerConfig) -> None:
+    # gRPC's own message names neither the cause nor a remedy, so try the port before it does.
+    if config.otlp_grpc_port:
+        listen(config.host, config.otlp_grpc_port, "OTLP/gRPC", "--otlp-grpc-port").close()
+
+
+def _url(host: str, port: int) -> str:
+    if host in _WILDCARDS:
+        host = "127.0.0.1"  # for clients here; others know this machine's name
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,130 @@
+"""OTLP over HTTP: POST /v1/traces, /v1/logs, /v1/metrics.
+
+Protobuf and JSON, gzip or plain; every answer, errors too, is in the encoding of the request
+(opentelemetry-proto, docs/specification.md):
+
+    200  stored; with partial_success where some items were invalid
+    400  not OTLP          413  too large          415  unknown Content-Type or -Encoding
+    429  queue full        503  disk full, store closed       both with Retry-After
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from spanloom.errors import (
+    PayloadTooLargeError,
+    StoreError,
+    StoreFullError,
+    UnsupportedEncodingError,
+)
+from spanloom.otlp import decompress
+from spanloom.server.monitoring import Monitor
+from spanloom.server.responses import http_status, message_of
+from spanloom.server.signals import OFF_LOOP_BYTES, SIGNALS, Intake, QueueFullError, Signal
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+_RETRY_AFTER_UNKNOWN_S: Final = 5.0
+_CLIENT_GONE: Final = 499
+
+# google.rpc.Code for the HTTP statuses used here
+_RPC_CODES: Final = {400: 3, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
+
+
+def application(intake: Intake, monitor: Monitor, max_body_bytes: int) -> Starlette:
+    """The ASGI application of the OTLP/HTTP port."""
+    receiver = _Receiver(intake, monitor, max_body_bytes)
+    return Starlette(
+        routes=[
+            Route(signal.path, receiver.endpoint(signal), methods=["POST"]) for signal in SIGNALS
+        ]
+    )
+
+
+class _Receiver:
+    def __init__(self, intake: Intake, monitor: Monitor, max_body_bytes: int) -> None:
+        self._intake = intake
+        self._monitor = monitor
+        self._limit = max_body_bytes
+
+    def endpoint(self, signal: Signal) -> Callable[[Request], Awaitable[Response]]:
+        async def export(request: Request) -> Response:
+            # Errors before the type is known are told in JSON, which people can read.
+            content_type = JSON
+            try:
+                content_type = _content_type(request)
+                body = await self._body(request)
+                return _reply(await self._intake.take(signal, body, content_type), content_type)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_GONE)  # nobody reads it
+            except Exception as error:  # noqa: BLE001  # the edge: every error has its answer
+                response = _error(error, content_type)
+                self._monitor.refused(signal.name, response.status_code)
+                return response
+
+        return export
+
+    async def _body(self, request: Request) -> bytes:
+        """The decompressed body; never holds more than the limit."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limit:
+            raise self._too_large()
+        received = bytearray()
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > self._limit:
+                raise self._too_large()
+        encoding = request.headers.get("content-encoding", "")
+        if len(received) > OFF_LOOP_BYTES:
+            return await asyncio.to_thread(decompress, bytes(received), encoding, self._limit)
+        return decompress(bytes(received), encoding, self._limit)
+
+    def _too_large(self) -> PayloadTooLargeError:
+        return PayloadTooLargeError(
+            f"The body is over {self._limit} bytes; send smaller batches "
+            "(OTEL_BSP_MAX_EXPORT_BATCH_SIZE for spans)."
+        )
+
+
+def _content_type(request: Request) -> str:
+    declared = request.headers.get("content-type", "")
+    match declared.partition(";")[0].strip().lower():
+        case "application/x-protobuf" | "application/protobuf":
+            return PROTOBUF
+        case "application/json":
+            return JSON
+    raise UnsupportedEncodingError(
+        f"Content-Type {declared[:100]!r} is not OTLP; send {PROTOBUF} or {JSON}."
+    )
+
+
+def _error(error: Exception, content_type: str) -> Response:
+    # The writer's own StoreFullError means the disk, which takes longer than a queue.
+    disk_full = isinstance(error, StoreFullError) and not isinstance(error, QueueFullError)
+    status = 503 if disk_full else http_status(error)
+    headers = {}
+    if isinstance(error, StoreError):
+        wait = getattr(error, "retry_after_s", _RETRY_AFTER_UNKNOWN_S)
+        headers["Retry-After"] = str(max(1, math.ceil(wait)))
+    message = Status(code=_RPC_CODES.get(status, 2), message=message_of(error))
+    return _reply(message, content_type, status, headers)
+
+
+def _reply(
+    message: Message, content_type: str, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    if content_type == JSON:
+        body = MessageToJson(message, indent=None).encode()
+    else:
+        body = message.SerializeToString()
+    return Response(body, status, headers, media_type=content_type)

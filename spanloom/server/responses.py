@@ -1,0 +1,96 @@
+"""How answers leave the server: JSON bytes, and which error becomes which status."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
+
+import orjson
+from starlette.responses import Response
+
+from spanloom import errors
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+JSON_TYPE: Final = "application/json"
+
+
+def dumps(value: object) -> bytes:
+    """Compact JSON in UTF-8."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # orjson refuses what OTLP allows and Python holds: integers past 64 bits, lone
+        # surrogates. The standard library writes both, as digits and as \uXXXX escapes.
+        return json.dumps(value, separators=(",", ":"), default=str).encode("ascii")
+
+
+def json_response(
+    value: object, status_code: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A JSON answer that no cache keeps: the next call may see more spans."""
+    return Response(
+        dumps(value),
+        status_code,
+        {"Cache-Control": "no-store", **(headers or {})},
+        media_type=JSON_TYPE,
+    )
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking Reader call without holding up the event loop."""
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def http_status(error: Exception) -> int:
+    """The status of an answer that tells of `error`.
+
+    1. What the client asked is wrong: 400, 413, 415.
+    2. Full, for now: 429 (queue) — the caller should come again.
+    3. The store is closed, locked, or otherwise unable: 503.
+    4. A remote backend does not answer: 502.
+    5. Everything else is our fault: 500.
+    """
+    match error:
+        case errors.QueryError() | errors.MalformedPayloadError():
+            return 400
+        case errors.PayloadTooLargeError():
+            return 413
+        case errors.UnsupportedEncodingError():
+            return 415
+        case errors.StoreFullError():
+            return 429
+        case errors.StoreError():
+            return 503
+        case errors.SourceError():
+            return 502
+    return 500
+
+
+def message_of(error: Exception) -> str:
+    """What the caller may read: our own sentences, but no inner detail of a surprise."""
+    if isinstance(error, errors.SpanloomError):
+        return str(error)
+    _log.error("unexpected error while answering a request", exc_info=error)
+    return "Internal error; the server's log has the details."
+
+
+def jaeger_envelope(
+    data: Any, *, total: int = 0, problems: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The object around every answer of Jaeger's legacy API."""
+    return {"data": data, "total": total, "limit": 0, "offset": 0, "errors": problems}
+
+
+def jaeger_error(code: int, message: str) -> Response:
+    """An error as the Jaeger UI and Grafana read it."""
+    return json_response(jaeger_envelope(None, problems=[{"code": code, "msg": message}]), code)
+
+
+def native_error(code: int, message: str) -> Response:
+    """An error of our own API: `{"error": sentence}`."""
+    return json_response({"error": message}, code)

@@ -1,0 +1,149 @@
+"""The three OTLP signals, and the one way in that both transports share.
+
+HTTP body ─┐                                              ┌─ full: StoreFullError
+           ├─▶ Signal.decode ─▶ Intake.take ─▶ Writer ────┤
+gRPC bytes ┘   (thread if big)  (waits)                   └─ safe: acknowledged
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
+    ExportLogsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+
+from spanloom.contract import Batch, Writer
+from spanloom.errors import StoreFullError
+from spanloom.otlp import Decoded, decode_logs, decode_metrics, decode_traces
+from spanloom.server.monitoring import Monitor
+
+OFF_LOOP_BYTES: Final = 256 * 1024
+"""Bodies over this are decoded in a thread: 256 kB take some 10 ms, during which nobody else
+would be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """How one kind of telemetry travels."""
+
+    name: str
+    path: str
+    grpc_service: str
+    decode: Callable[[bytes, str], Decoded[Any]]
+    batch: Callable[[tuple[Any, ...]], Batch]
+    response: Callable[[int, str], Message]
+    """The answer for (rejected, message); (0, "") leaves partial_success unset."""
+
+
+def _traces_response(rejected: int, message: str) -> Message:
+    if not rejected and not message:
+        return ExportTraceServiceResponse()
+    partial = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return ExportTraceServiceResponse(partial_success=partial)
+
+
+def _logs_response(rejected: int, message: str) -> Message:
+    if not rejected and not message:
+        return ExportLogsServiceResponse()
+    partial = ExportLogsPartialSuccess(rejected_log_records=rejected, error_message=message)
+    return ExportLogsServiceResponse(partial_success=partial)
+
+
+def _metrics_response(rejected: int, message: str) -> Message:
+    if not rejected and not message:
+        return ExportMetricsServiceResponse()
+    partial = ExportMetricsPartialSuccess(rejected_data_points=rejected, error_message=message)
+    return ExportMetricsServiceResponse(partial_success=partial)
+
+
+_PACKAGE: Final = "opentelemetry.proto.collector"
+
+TRACES: Final = Signal(
+    "traces",
+    "/v1/traces",
+    f"{_PACKAGE}.trace.v1.TraceService",
+    decode_traces,
+    lambda items: Batch(spans=items),
+    _traces_response,
+)
+LOGS: Final = Signal(
+    "logs",
+    "/v1/logs",
+    f"{_PACKAGE}.logs.v1.LogsService",
+    decode_logs,
+    lambda items: Batch(logs=items),
+    _logs_response,
+)
+METRICS: Final = Signal(
+    "metrics",
+    "/v1/metrics",
+    f"{_PACKAGE}.metrics.v1.MetricsService",
+    decode_metrics,
+    lambda items: Batch(metrics=items),
+    _metrics_response,
+)
+SIGNALS: Final = (TRACES, LOGS, METRICS)
+
+
+class QueueFullError(StoreFullError):
+    """The write queue is full, as against the disk: it will have room in a moment."""
+
+
+class Intake:
+    """Decodes requests and hands them to the writer."""
+
+    def __init__(self, writer: Writer, monitor: Monitor) -> None:
+        self._writer = writer
+        self._monitor = monitor
+
+    async def take(self, signal: Signal, body: bytes, content_type: str) -> Message:
+        """Store one request; returns once it survives kill -9 of this process.
+
+        Args:
+            signal: what the endpoint takes.
+            body: the request, decompressed.
+            content_type: `application/x-protobuf` or `application/json`.
+
+        Raises:
+            PayloadError: the request cannot be taken, whoever sends it again.
+            QueueFullError: come again in a moment.
+            StoreError: it is not stored.
+        """
+        if len(body) > OFF_LOOP_BYTES:
+            decoded = await asyncio.to_thread(signal.decode, body, content_type)
+        else:
+            decoded = signal.decode(body, content_type)
+        self._monitor.received(signal.name, len(decoded.items) + decoded.rejected)
+        if decoded.rejected:
+            self._monitor.rejected(signal.name, "invalid", decoded.rejected)
+        if decoded.items:
+            await self._store(signal, signal.batch(decoded.items))
+        return signal.response(decoded.rejected, decoded.message)
+
+    async def _store(self, signal: Signal, batch: Batch) -> None:
+        size = len(batch)
+        try:
+            future = self._writer.submit(batch)
+        except StoreFullError as full:
+            self._monitor.rejected(signal.name, "queue_full", size)
+            raise QueueFullError(str(full), full.retry_after_s) from full
+        with self._monitor.waiting(size):
+            try:
+                # A client that hangs up must not cancel a write that others are grouped with.
+                await asyncio.shield(asyncio.wrap_future(future))
+            except Exception:
+                self._monitor.rejected(signal.name, "store_failed", size)
+                raise
+        self._monitor.stored(signal.name, size)
