@@ -4,6 +4,7 @@ A pattern errs on the side of leaving a harmless word out; every pattern is line
 of the text, because the text comes from whoever caused the exception.
 """
 
+import hashlib
 import re
 from typing import Final
 
@@ -17,7 +18,7 @@ REDACTED: Final = "[REDACTED]"
 _SCANNED: Final = 262_144
 """Longest text looked at: what lies behind is dropped unread, so that no pattern runs for long."""
 
-_SECRET_NAMES: Final = (  # noqa: S105 - names of secrets, not secrets
+_SENSITIVE_NAMES: Final = (
     r"api[_-]?keys?|access[_-]?keys?|secret[_-]?keys?|private[_-]?keys?|signing[_-]?keys?"
     r"|client[_-]?secret|secret|password|passwd|passphrase|pwd|authorization|cookie"
     r"|(?:access|auth|bearer|refresh|session|id|api|csrf)[_-]?token|\btoken"
@@ -49,7 +50,7 @@ _PATTERNS: Final = (
     # name=value, name: value, "name": "value"
     (
         re.compile(
-            rf"((?:{_SECRET_NAMES})[\"']?\s{{0,8}}[:=]\s{{0,8}})(?:\"[^\"]{{4,}}\"|'[^']{{4,}}'|[^\s\"'&,;)}}\]]{{4,}})",
+            rf"((?:{_SENSITIVE_NAMES})[\"']?\s{{0,8}}[:=]\s{{0,8}})(?:\"[^\"]{{4,}}\"|'[^']{{4,}}'|[^\s\"'&,;)}}\]]{{4,}})",
             re.IGNORECASE,
         ),
         rf"\g<1>{REDACTED}",
@@ -79,3 +80,12 @@ def cap(text: str, limit: int) -> str:
         return text[:limit]
     tail = room * 2 // 3
     return text[: room - tail] + mark + text[len(text) - tail :]
+
+
+def pseudonym(identity: str) -> str:
+    """Return a stable stand-in for a user id: 16 hex digits of its BLAKE2 hash.
+
+    The same user is recognised again across traces, and the name is not readable. It is no
+    protection against someone who can guess the id and hash it too.
+    """
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

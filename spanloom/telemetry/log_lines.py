@@ -1,0 +1,94 @@
+"""One JSON object a line on stdout: rendering that cannot fail, and writing that cannot block exit.
+
+Lines are written to the file descriptor itself, not through Python's buffer: a thread that dies
+inside the buffer's lock at exit would abort the interpreter, and a closed pipe would leave text in
+it that complains at exit.
+"""
+
+import json
+import math
+import os
+import sys
+import threading
+from typing import Any, Final
+
+from spanloom.telemetry.redaction import STACK_LIMIT, cap
+
+_MAX_DEPTH: Final = 6
+_MAX_ITEMS: Final = 256
+_INT64: Final = 1 << 63
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+
+
+def render(event: dict[str, Any]) -> str:
+    """Encode as one JSON line, Chinese readable, whatever the values are."""
+    try:
+        return _encode.encode(event)
+    except (TypeError, ValueError, RecursionError):
+        return _encode.encode(plain(event))
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Reduce a value to what JSON and OTLP can carry; everything else becomes text."""
+    match value:
+        case None | bool():
+            result: Any = value
+        case str():
+            result = _text(value)
+        case int():
+            result = int(value) if -_INT64 <= value < _INT64 else str(value)
+        case float():
+            result = float(value) if math.isfinite(value) else str(value)
+        case dict() if depth < _MAX_DEPTH:
+            items = list(value.items())[:_MAX_ITEMS]
+            result = {_text(str(key)): plain(item, depth + 1) for key, item in items}
+        case list() | tuple() | set() | frozenset() if depth < _MAX_DEPTH:
+            result = [plain(item, depth + 1) for item in list(value)[:_MAX_ITEMS]]
+        case _:
+            try:
+                result = _text(str(value))
+            except Exception:  # noqa: BLE001 - a broken __str__ must not cost the line
+                result = f"<{type(value).__qualname__}>"
+    return result
+
+
+def _text(text: str) -> str:
+    """Cap, and write lone surrogates as escapes: UTF-8 and protobuf refuse them."""
+    return cap(str(text), STACK_LIMIT).encode("utf-8", "backslashreplace").decode()
+
+
+class StdoutWriter:
+    """Writes whole lines to stdout; a closed or broken stdout loses lines and nothing else."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Write one line; never raises."""
+        stream = sys.stdout
+        if stream is None:
+            return
+        try:
+            if (
+                sys.__stdout__ is None or stream is not sys.__stdout__
+            ):  # replaced, by a test or a notebook
+                stream.write(f"{line}\n")
+                return
+            self._write_all(
+                sys.__stdout__.fileno(), f"{line}\n".encode("utf-8", "backslashreplace")
+            )
+        except (OSError, ValueError):  # broken pipe, closed file, full disk
+            return
+
+    def _write_all(self, descriptor: int, data: bytes) -> None:
+        with self._lock:
+            while data:
+                data = data[os.write(descriptor, data) :]
+
+    # What structlog calls, one name a level.
+    msg = debug = info = warning = warn = error = critical = fatal = exception = log = write

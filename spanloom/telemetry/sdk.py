@@ -1,0 +1,360 @@
+"""Setting telemetry up, flushing it, and shutting it down."""
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Final
+
+from opentelemetry import _logs as logs_api
+from opentelemetry import metrics as metrics_api
+from opentelemetry import propagate, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from spanloom import semconv
+from spanloom.telemetry import endings, genai_metrics, logs, manual, metrics
+from spanloom.telemetry.exporters import (
+    CleaningLogExporter,
+    CleaningSpanExporter,
+    create_exporters,
+)
+from spanloom.telemetry.propagation import GuardedPropagator, HttpxHooks, PropagationPolicy
+from spanloom.telemetry.redaction import pseudonym
+from spanloom.telemetry.settings import TelemetrySettings
+from spanloom.telemetry.trust import TrustMiddleware, TrustPolicy, link_untrusted_caller
+
+_logger: Final = logging.getLogger(__name__)
+
+_SEMCONV_OPT_IN: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
+_FASTAPI_EXCLUDED_URLS: Final = ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
+
+
+class Telemetry:
+    """Handle of what `setup` installed; one a process."""
+
+    def __init__(
+        self,
+        settings: TelemetrySettings,
+        tracer_provider: TracerProvider,
+        meter_provider: MeterProvider,
+        logger_provider: LoggerProvider,
+    ) -> None:
+        self.settings = settings
+        self.tracer_provider = tracer_provider
+        self.meter_provider = meter_provider
+        self.logger_provider = logger_provider
+        self._is_shut_down = False
+
+    def instrument_fastapi(self, app: Any) -> None:
+        """Trace a FastAPI application: one SERVER span a request, untrusted context stripped.
+
+        Call it before the application serves its first request.
+        """
+        if getattr(app, "_spanloom_instrumented", False):
+            return
+        app._spanloom_instrumented = True  # noqa: SLF001 - the application is what is marked
+        if self.settings.enabled:
+            self._instrument_contrib(app)
+        # Outside contrib's middleware, which reads `traceparent`. FastAPI looks for that
+        # middleware along `.app` before it decides to trace by itself; ours has that attribute.
+        build_inner = app.build_middleware_stack
+        policy = TrustPolicy(self.settings)
+
+        def build_middleware_stack(_: Any) -> TrustMiddleware:
+            return TrustMiddleware(
+                build_inner(),
+                policy,
+                on_startup=logs.adopt_stdlib_loggers,
+                on_shutdown=self._flush_from_loop,
+            )
+
+        app.build_middleware_stack = types.MethodType(build_middleware_stack, app)
+
+    def _instrument_contrib(self, app: Any) -> None:
+        from opentelemetry.instrumentation.fastapi import (  # noqa: PLC0415 - needs FastAPI
+            FastAPIInstrumentor,
+        )
+
+        excluded = None  # contrib reads its own variables
+        if not any(os.environ.get(name) for name in _FASTAPI_EXCLUDED_URLS):
+            excluded = ",".join(f"^[^/]*//[^/]*{path}$" for path in self.settings.untraced_paths)
+        FastAPIInstrumentor.instrument_app(
+            app,
+            tracer_provider=self.tracer_provider,
+            meter_provider=self.meter_provider,
+            server_request_hook=link_untrusted_caller,
+            excluded_urls=excluded,
+            exclude_spans=["receive", "send"],
+        )
+
+    async def _flush_from_loop(self) -> None:
+        # uvicorn ends a SIGTERM by the signal's default action: atexit does not run after it.
+        await asyncio.to_thread(self.force_flush, self.settings.shutdown_timeout_s)
+
+    def force_flush(self, timeout_s: float = 5.0) -> bool:
+        """Send what is waiting; whether all of it went out in time."""
+        if self._is_shut_down:
+            return True
+        providers = (self.tracer_provider, self.logger_provider, self.meter_provider)
+        return _run_bounded([provider.force_flush for provider in providers], timeout_s)
+
+    def shutdown(self, timeout_s: float = 5.0) -> None:
+        """Send what is waiting and stop, within `timeout_s` whatever the backend does."""
+        if self._is_shut_down:
+            return
+        self._is_shut_down = True
+        providers = (self.tracer_provider, self.logger_provider, self.meter_provider)
+        _run_bounded([provider.shutdown for provider in providers], timeout_s)
+        metrics.mark_this_process_dead()
+
+    def user_attribute(self, user_id: str) -> str:
+        """The value of `user.id` on spans: a pseudonym unless SPANLOOM_HASH_USER_ID is off."""
+        return pseudonym(user_id) if self.settings.hash_user_id else user_id
+
+
+def _run_bounded(actions: list[Callable[[], Any]], timeout_s: float) -> bool:
+    """Run all actions at once; whether each returned in time and was not False.
+
+    In daemon threads, because the SDK's own timeouts are 30 s or ignored: a thread that hangs on
+    a dead backend is left behind.
+    """
+    results: dict[int, bool] = {}
+
+    def run(index: int, action: Callable[[], Any]) -> None:
+        try:
+            results[index] = action() is not False
+        except Exception:  # telemetry never breaks the application
+            _logger.debug("flush failed", exc_info=True)
+            results[index] = False
+
+    deadline = time.monotonic() + timeout_s
+    threads = [
+        threading.Thread(target=run, args=(index, action), daemon=True, name="spanloom-flush")
+        for index, action in enumerate(actions)
+    ]
+    for thread in threads:
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is too far gone to start threads
+            return False
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return len(results) == len(actions) and all(results.values())
+
+
+def build(
+    service_name: str | None, *, service_version: str | None, settings: TelemetrySettings
+) -> Telemetry:
+    """Make providers and exporters without touching anything global."""
+    resource = _resource(service_name, service_version)
+    meter_provider = _meter_provider(settings, resource)
+    return Telemetry(
+        settings,
+        _tracer_provider(settings, resource, meter_provider),
+        meter_provider,
+        _logger_provider(settings, resource, meter_provider),
+    )
+
+
+# None of the providers registers atexit by itself: the SDK's own shutdown is not bounded.
+
+
+def _meter_provider(settings: TelemetrySettings, resource: Resource) -> MeterProvider:
+    readers = [
+        exporter
+        if isinstance(exporter, MetricReader)
+        else PeriodicExportingMetricReader(exporter, settings.metric_interval_ms)
+        for exporter in create_exporters("metrics", settings)
+    ]
+    return MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+
+
+def _tracer_provider(
+    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider
+) -> TracerProvider:
+    provider = TracerProvider(
+        resource=resource, shutdown_on_exit=False, meter_provider=meter_provider
+    )
+    for exporter in create_exporters("traces", settings):
+        provider.add_span_processor(
+            BatchSpanProcessor(
+                CleaningSpanExporter(exporter),
+                schedule_delay_millis=settings.span_batch_delay_ms,
+                meter_provider=meter_provider,
+            )
+        )
+    return provider
+
+
+def _logger_provider(
+    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider
+) -> LoggerProvider:
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in create_exporters("logs", settings):
+        provider.add_log_record_processor(
+            BatchLogRecordProcessor(
+                CleaningLogExporter(exporter),
+                schedule_delay_millis=settings.log_batch_delay_ms,
+                meter_provider=meter_provider,
+            )
+        )
+    return provider
+
+
+def _adopt_global_providers(telemetry: Telemetry) -> None:
+    """Keep providers that are already global, as under `opentelemetry-instrument`.
+
+    They cannot be replaced, and two of a kind would split traces between two backends.
+    """
+    for name, current, kind in (
+        ("tracer_provider", trace.get_tracer_provider(), TracerProvider),
+        ("meter_provider", metrics_api.get_meter_provider(), MeterProvider),
+        ("logger_provider", logs_api.get_logger_provider(), LoggerProvider),
+    ):
+        if isinstance(current, kind):
+            getattr(telemetry, name).shutdown()
+            setattr(telemetry, name, current)
+
+
+def _resource(service_name: str | None, service_version: str | None) -> Resource:
+    """The environment's resource; our arguments fill in what it does not say."""
+    said = OTELResourceDetector().detect().attributes
+    wanted = {semconv.SERVICE_NAME: service_name, semconv.SERVICE_VERSION: service_version}
+    return Resource.create(
+        {key: value for key, value in wanted.items() if value and key not in said},
+        schema_url=semconv.SCHEMA_URL,
+    )
+
+
+_handle: Telemetry | None = None
+_setup_lock: Final = threading.Lock()
+
+
+def setup(
+    service_name: str | None = None,
+    *,
+    service_version: str | None = None,
+    settings: TelemetrySettings | None = None,
+) -> Telemetry:
+    """Install traces, logs, metrics, propagators, instrumentations and shutdown.
+
+    `OTEL_SERVICE_NAME` and the other `OTEL_*` variables win over the arguments. Call it once a
+    process, before the objects it should trace are made; a second call returns the first handle
+    and warns.
+    """
+    global _handle  # noqa: PLW0603 - one process, one telemetry
+    with _setup_lock:
+        if _handle is not None:
+            logging.getLogger("spanloom.telemetry").warning(
+                "telemetry is already set up in this process; the second call changes nothing"
+            )
+            return _handle
+        settings = settings or TelemetrySettings.from_env()
+        # Without it contrib's instrumentations write the names of 2021 (`http.method`). Must
+        # happen before the first of them is used.
+        os.environ.setdefault(_SEMCONV_OPT_IN, "http")
+        telemetry = build(service_name, service_version=service_version, settings=settings)
+        _adopt_global_providers(telemetry)
+        _install(telemetry)
+        _handle = telemetry
+        return telemetry
+
+
+def _install(telemetry: Telemetry) -> None:
+    settings = telemetry.settings
+    resource = telemetry.tracer_provider.resource.attributes
+    logs.configure(
+        service_name=str(resource.get(semconv.SERVICE_NAME, "")),
+        level=settings.log_level,
+        provider=telemetry.logger_provider if settings.enabled else None,
+    )
+    for problem in settings.problems:
+        logging.getLogger("spanloom.telemetry").warning(problem)
+    if settings.enabled:
+        metrics_api.set_meter_provider(telemetry.meter_provider)
+        trace.set_tracer_provider(telemetry.tracer_provider)
+        logs_api.set_logger_provider(telemetry.logger_provider)
+    manual.use_tracer_provider(telemetry.tracer_provider)
+    genai_metrics.use_meter_provider(telemetry.meter_provider, names=settings.genai_metric_names)
+    if settings.log_steps:
+        endings.set_step_listener(logs.log_step)
+    propagator = propagate.get_global_textmap()
+    if not isinstance(propagator, GuardedPropagator):
+        propagate.set_global_textmap(GuardedPropagator(propagator))
+    if settings.enabled:
+        _instrument_libraries(telemetry)
+    atexit.register(telemetry.shutdown, settings.shutdown_timeout_s)
+    _flush_on_sigterm(telemetry)
+
+
+def _instrument_libraries(telemetry: Telemetry) -> None:
+    providers = {
+        "tracer_provider": telemetry.tracer_provider,
+        "meter_provider": telemetry.meter_provider,
+    }
+    hooks = HttpxHooks(
+        PropagationPolicy(telemetry.settings.propagate_to), propagate.get_global_textmap().fields
+    )
+    http = {"request_hook": hooks.request, "async_request_hook": hooks.async_request, **providers}
+    # (library that must be there, module and class of its instrumentation, arguments)
+    wanted: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+        ("threading", "opentelemetry.instrumentation.threading", "ThreadingInstrumentor", {}),
+        ("httpx", "opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor", http),
+        ("httpx2", "opentelemetry.instrumentation.httpx", "HTTPX2ClientInstrumentor", http),
+        ("langgraph", "spanloom.telemetry.langgraph", "LangGraphInstrumentor", providers),
+    )
+    for library, module, name, arguments in wanted:
+        try:
+            if find_spec(library) is None:
+                continue
+            instrumentor = getattr(__import__(module, fromlist=[name]), name)()
+            if not instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.instrument(**arguments)
+        except Exception:
+            _logger.warning("%s is not traced", library, exc_info=True)
+
+
+def _flush_on_sigterm(telemetry: Telemetry) -> None:
+    """Flush before SIGTERM ends the process, where nobody else handles it.
+
+    Servers install their own handler over this one, and put it back before they let the signal
+    do its work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def flush_and_end(signum: int, _: types.FrameType | None) -> None:
+        telemetry.shutdown(telemetry.settings.shutdown_timeout_s)
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    signal.signal(signal.SIGTERM, flush_and_end)
+
+
+def current_trace_id() -> str:
+    """Return the current trace id as 32 hex digits, or "" outside a trace."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
+def current_trace_flags() -> str:
+    """Return the current trace flags as two hex digits, or "" outside a trace.
+
+    An even number says that the caller asked not to record: the trace will not be found.
+    """
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_flags, "02x") if context.is_valid else ""
