@@ -15,6 +15,7 @@
     - StoreLockedError         another process holds the store
     - StoreVersionError        written by a newer version
     - StoreCorruptError        the file is damaged
+    - StoreRejectedError       a batch that can never be stored, say with a bad id
     - StoreUnavailableError    the disk or file system refuses, try again      (HTTP 503)
   x SourceError                a remote backend, seen from `sources`
     - SourceUnavailableError   nothing answers, or not in time
@@ -90,6 +91,10 @@ class StoreVersionError(StoreError):
 
 class StoreCorruptError(StoreError):
     """The store's file is damaged."""
+
+
+class StoreRejectedError(StoreError):
+    """The batch itself cannot be stored; sending it again will not help."""
 
 
 class StoreUnavailableError(StoreError):

@@ -34,7 +34,7 @@ from spanloom.model import (
     StatusCode,
 )
 from spanloom.otlp import json_codec
-from spanloom.otlp.metrics import read_metric
+from spanloom.otlp.metrics import read_points
 from spanloom.otlp.values import read_attributes, read_resource, read_scope, read_value
 
 PROTOBUF: Final = "application/x-protobuf"
@@ -242,7 +242,7 @@ def metrics_from_message(
         for scoped in group.scope_metrics:
             scope = read_scope(scoped.scope, scoped.schema_url)
             for metric in scoped.metrics:
-                points.extend(read_metric(metric, resource, scope, refused))
+                points.extend(read_points(metric, resource, scope, refused))
     return _decoded(points, refused)
 
 

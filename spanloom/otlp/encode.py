@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Tr
 
 from spanloom.model import LogEvent, MetricPoint, Resource, Scope, Span, StatusCode
 from spanloom.otlp import json_codec
-from spanloom.otlp.metrics import write_metric_identity, write_point
+from spanloom.otlp.metrics import metric_key, write_metric_identity, write_point
 from spanloom.otlp.values import clean, write_attributes, write_resource, write_scope, write_value
 
 
@@ -86,12 +86,10 @@ def metrics_to_message(points: Iterable[MetricPoint]) -> MetricsData:
             write_scope_header(scoped, scope)
             metrics: dict[bytes, Metric] = {}
             for point in members:
-                identity = Metric()
-                write_metric_identity(identity, point)
-                key = identity.SerializeToString()
+                key = metric_key(point)
                 if key not in metrics:
                     metrics[key] = scoped.metrics.add()
-                    metrics[key].CopyFrom(identity)
+                    write_metric_identity(metrics[key], point)
                 write_point(metrics[key], point)
     return message
 

@@ -18,10 +18,11 @@ _WITH_TEMPORALITY: Final = frozenset(
 )
 
 
-def read_metric(
-    metric: pb.Metric, resource: Resource, scope: Scope, refused: Counter[str]
+def read_points(
+    metric: pb.Metric, resource: Resource, scope: Scope, refused: Counter[str] | None = None
 ) -> Iterator[MetricPoint]:
     """Every point of a metric; the reason for each one left out is counted in `refused`."""
+    refused = Counter() if refused is None else refused
     kind = metric.WhichOneof("data")
     if kind is None:
         return
@@ -179,3 +180,10 @@ def _write_exemplars(message: Any, exemplars: Iterable[Exemplar]) -> None:
             item.as_int = exemplar.value
         else:
             item.as_double = exemplar.value
+
+
+def metric_key(point: MetricPoint) -> bytes:
+    """What the points of one metric share, as the bytes of a Metric without points."""
+    identity = pb.Metric()
+    write_metric_identity(identity, point)
+    return identity.SerializeToString()

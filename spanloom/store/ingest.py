@@ -1,0 +1,311 @@
+"""Batches into rows, inside the writer's transaction."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+from spanloom import semconv
+from spanloom.contract import Batch
+from spanloom.model import LogEvent, MetricPoint, Span, Usage
+from spanloom.otlp.encode import write_log
+from spanloom.otlp.metrics import write_point
+from spanloom.otlp.values import clean
+from spanloom.store import tags
+from spanloom.store.interning import Interning, digest
+from spanloom.store.spans import capped, encode_details
+
+BLOCK_BITS: Final = 10
+"""A block is 2**10 spans: at 10 M spans 10,000 blocks, each probed in microseconds."""
+
+_MAX_CACHED_TRACES: Final = 20_000
+_ARRIVAL_STEP_MS: Final = 1000
+_MAX_TOKENS: Final = 10**12
+"""Far over any model's context, so that a foreign number cannot make sums overflow."""
+
+_INSERT_SPAN: Final = (
+    "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (trace, span_id) DO NOTHING"
+)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A span on its way into the table."""
+
+    trace: int
+    span_id: bytes
+    parent: bytes | None
+    operation: int
+    resource: int
+    scope: int
+    start: int
+    end: int
+    status: int
+    incomplete: bool
+    usage: tuple[int | None, int | None, float | None]
+    details: bytes
+    hashes: set[int]
+
+    def values(self, row_id: int) -> tuple[object, ...]:
+        return (
+            row_id,
+            self.trace,
+            self.span_id,
+            self.parent,
+            self.operation,
+            self.resource,
+            self.scope,
+            self.start,
+            self.end,
+            self.status,
+            self.incomplete,
+            *self.usage,
+            self.details,
+        )
+
+
+_Key: TypeAlias = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class _Block:
+    """What the rows of one block add to it."""
+
+    starts: list[int] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    hashes: set[int] = field(default_factory=set)
+
+
+class Ingest:
+    """Writes batches. Each call must run in a transaction; after a rollback call `forget`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._interning = Interning(connection)
+        self._traces: dict[bytes, tuple[int, int]] = {}
+        self._next_span = 0
+        self._open_block: tuple[int, set[int]] = (-1, set())
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop whatever is remembered of the tables and read it again when needed."""
+        self._interning.forget()
+        self._traces.clear()
+        self._open_block = (-1, set())
+        (last,) = self._connection.execute("SELECT max(id) FROM spans").fetchone()
+        self._next_span = (last or 0) + 1
+
+    def apply(self, batch: Batch, now_ms: int) -> None:
+        """Store a batch that arrived at `now_ms` (milliseconds since the Unix epoch)."""
+        self._interning.start_batch()
+        if batch.spans:
+            self._add_spans(batch.spans, now_ms)
+        if batch.logs:
+            self._add_logs(batch.logs, now_ms)
+        if batch.metrics:
+            self._add_points(batch.metrics, now_ms)
+
+    def _add_spans(self, spans: Sequence[Span], now_ms: int) -> None:
+        rows = [self._row(span, now_ms) for span in spans]
+        # Nearly always all rows are new, and one statement finds that out while inserting.
+        self._connection.execute("SAVEPOINT new_spans")
+        inserted = self._insert(rows)
+        if inserted < len(rows):
+            self._connection.execute("ROLLBACK TO new_spans")
+            rows = self._superseding(rows)
+            self._insert(rows)
+        self._connection.execute("RELEASE new_spans")
+        self._add_to_blocks(rows)
+        self._count_operations(Counter(row.operation for row in rows))
+        self._count("spans", len(rows))
+        self._next_span += len(rows)
+
+    def _row(self, span: Span, now_ms: int) -> _Row:
+        resource = self._interning.resource(span.resource)
+        scope = self._interning.scope(span.scope)
+        name = clean(span.name)
+        kind = span.kind.value
+        hashes = set(tags.span_hashes(span))
+        hashes |= resource.hashes
+        hashes |= scope.hashes
+        hashes.add(tags.KIND_HASHES[kind])
+        hashes.add(tags.tag_hash(tags.OPERATION, name))
+        return _Row(
+            trace=self._trace(bytes.fromhex(span.trace_id), now_ms),
+            span_id=bytes.fromhex(span.span_id),
+            parent=bytes.fromhex(span.parent_span_id) or None,
+            operation=self._interning.operation(resource.service, name, kind),
+            resource=resource.id,
+            scope=scope.id,
+            start=capped(span.start_time_unix_nano),
+            end=capped(span.end_time_unix_nano),
+            status=span.status.code.value,
+            incomplete=span.attributes.get(semconv.SPANLOOM_INCOMPLETE) is True,
+            usage=_usage(span),
+            details=encode_details(span),
+            hashes=hashes,
+        )
+
+    def _trace(self, trace_id: bytes, now_ms: int) -> int:
+        known = self._traces.get(trace_id)
+        if known is None:
+            known = self._connection.execute(
+                "SELECT id, arrived_ms FROM traces WHERE trace_id = ?", (trace_id,)
+            ).fetchone()
+        if known is None:
+            number = self._connection.execute(
+                "INSERT INTO traces (trace_id, arrived_ms) VALUES (?, ?)", (trace_id, now_ms)
+            ).lastrowid
+            assert number is not None
+            self._count("traces", 1)
+            known = (number, now_ms)
+        elif now_ms - known[1] >= _ARRIVAL_STEP_MS:
+            self._connection.execute(
+                "UPDATE traces SET arrived_ms = ? WHERE id = ?", (now_ms, known[0])
+            )
+            known = (known[0], now_ms)
+        if len(self._traces) >= _MAX_CACHED_TRACES:
+            self._traces.clear()
+        self._traces[trace_id] = known
+        return known[0]
+
+    def _insert(self, rows: Sequence[_Row]) -> int:
+        first = self._next_span
+        return self._connection.executemany(
+            _INSERT_SPAN, [row.values(first + index) for index, row in enumerate(rows)]
+        ).rowcount
+
+    def _superseding(self, rows: Sequence[_Row]) -> list[_Row]:
+        """The rows that are to stand; older ones they take the place of are deleted.
+
+        The later arrival wins, but an incomplete span never replaces one that is complete.
+        """
+        latest: dict[_Key, _Row] = {}
+        for row in rows:
+            rival = latest.get((row.trace, row.span_id))
+            if rival is None or rival.incomplete or not row.incomplete:
+                latest[row.trace, row.span_id] = row
+        standing: list[_Row] = []
+        for (trace, span_id), row in latest.items():
+            old = self._connection.execute(
+                "SELECT id, operation, incomplete FROM spans WHERE trace = ? AND span_id = ?",
+                (trace, span_id),
+            ).fetchone()
+            if old is not None:
+                old_id, operation, old_incomplete = old
+                if row.incomplete and not old_incomplete:
+                    continue
+                self._connection.execute("DELETE FROM spans WHERE id = ?", (old_id,))
+                self._count_operations({operation: -1})
+                self._count("spans", -1)
+            standing.append(row)
+        return standing
+
+    def _add_to_blocks(self, rows: Sequence[_Row]) -> None:
+        blocks: dict[int, _Block] = {}
+        for index, row in enumerate(rows):
+            block = blocks.setdefault((self._next_span + index) >> BLOCK_BITS, _Block())
+            block.starts.append(row.start)
+            block.durations.append(max(0, row.end - row.start))
+            block.hashes |= row.hashes
+        for number, block in blocks.items():
+            self._connection.execute(
+                "INSERT INTO blocks VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "min_start = min(min_start, excluded.min_start), "
+                "max_start = max(max_start, excluded.max_start), "
+                "min_duration = min(min_duration, excluded.min_duration), "
+                "max_duration = max(max_duration, excluded.max_duration)",
+                (
+                    number,
+                    min(block.starts),
+                    max(block.starts),
+                    min(block.durations),
+                    max(block.durations),
+                ),
+            )
+            if self._open_block[0] != number:
+                self._open_block = (number, set())
+            stored = self._open_block[1]
+            # Sorted, so that they go into the index in its own order.
+            self._connection.executemany(
+                "INSERT INTO block_tags VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [(number, tag) for tag in sorted(block.hashes - stored)],
+            )
+            stored |= block.hashes
+
+    def _add_logs(self, events: Sequence[LogEvent], now_ms: int) -> None:
+        rows = []
+        for event in events:
+            resource = self._interning.resource(event.resource)
+            scope = self._interning.scope(event.scope)
+            record = LogRecord()
+            write_log(record, event)
+            message = record.SerializeToString()
+            rows.append(
+                (
+                    bytes.fromhex(event.trace_id) or None,
+                    capped(event.timestamp_ns),
+                    now_ms,
+                    event.event_name.startswith(semconv.SPANLOOM_EVENT_PREFIX),
+                    resource.id,
+                    scope.id,
+                    digest(
+                        resource.id.to_bytes(8, "little"), scope.id.to_bytes(8, "little"), message
+                    ),
+                    message,
+                )
+            )
+        inserted = self._connection.executemany(
+            "INSERT INTO logs (trace_id, time, arrived_ms, internal, resource, scope, digest, "
+            "message) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            rows,
+        ).rowcount
+        self._count("logs", inserted)
+
+    def _add_points(self, points: Sequence[MetricPoint], now_ms: int) -> None:
+        rows = []
+        for point in points:
+            metric = Metric()
+            write_point(metric, point)
+            message = metric.SerializeToString()
+            rows.append(
+                (
+                    self._interning.metric(point),
+                    capped(point.time_unix_nano),
+                    now_ms,
+                    digest(message, size=8),
+                    message,
+                )
+            )
+        inserted = self._connection.executemany(
+            "INSERT INTO metric_points (metric, time, arrived_ms, digest, message) "
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            rows,
+        ).rowcount
+        self._count("metric_points", inserted)
+
+    def _count_operations(self, changes: "Counter[int] | dict[int, int]") -> None:
+        self._connection.executemany(
+            "UPDATE operations SET span_count = span_count + ? WHERE id = ?",
+            [(change, operation) for operation, change in changes.items()],
+        )
+
+    def _count(self, name: str, change: int) -> None:
+        if change:
+            self._connection.execute(
+                "UPDATE row_counts SET count = count + ? WHERE name = ?", (change, name)
+            )
+
+
+def _usage(span: Span) -> tuple[int | None, int | None, float | None]:
+    usage = Usage.of_span(span)
+    return (
+        min(usage.input_tokens, _MAX_TOKENS) or None,
+        min(usage.output_tokens, _MAX_TOKENS) or None,
+        usage.cost_usd,
+    )

@@ -1,0 +1,140 @@
+"""Deleting what is too old or too much, in steps small enough to run between two commits.
+
+Age is counted from arrival, because old timestamps are legal: an import of last year's traces
+stays as long as anything else that came in today. A trace goes as a whole, once its latest
+span has been here for too long.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from spanloom.store.ingest import BLOCK_BITS
+
+_SPANS_PER_STEP: Final = 2000
+_ROWS_PER_STEP: Final = 2000
+_PAGES_PER_STEP: Final = 500
+_SLICES: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long and how much to keep; None is no limit.
+
+    `max_age_s` are seconds since arrival, `max_bytes` the pages in use, indexes included.
+    """
+
+    max_age_s: float | None = 7 * 24 * 3600.0
+    max_bytes: int | None = 10_000_000_000
+
+
+class Sweeper:
+    """Applies a Retention on the writer's connection."""
+
+    def __init__(self, connection: sqlite3.Connection, retention: Retention) -> None:
+        self._connection = connection
+        self._retention = retention
+
+    def step(self, now_ms: int) -> bool:
+        """Delete a little. True if there may be more to do; ids of deleted rows may come back.
+
+        Runs in a transaction of the caller's.
+        """
+        deleted = self._delete_arrived_before(self._cutoff_ms(now_ms))
+        self._give_pages_back()
+        return deleted
+
+    def _cutoff_ms(self, now_ms: int) -> int | None:
+        """Everything that arrived before this may go; None if nothing needs to."""
+        cutoffs = []
+        if self._retention.max_age_s is not None:
+            cutoffs.append(now_ms - int(self._retention.max_age_s * 1000))
+        if self._retention.max_bytes is not None and self._used_bytes() > self._retention.max_bytes:
+            oldest = self._oldest_arrival_ms()
+            if oldest is not None:
+                # A slice of the time covered, so that deleting keeps up with any inflow.
+                cutoffs.append(oldest + 1 + max(0, now_ms - oldest) // _SLICES)
+        return max(cutoffs, default=None)
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _oldest_arrival_ms(self) -> int | None:
+        rows = [
+            self._connection.execute(statement).fetchone()
+            for statement in (
+                "SELECT arrived_ms FROM traces ORDER BY arrived_ms LIMIT 1",
+                "SELECT arrived_ms FROM logs ORDER BY id LIMIT 1",
+                "SELECT arrived_ms FROM metric_points ORDER BY id LIMIT 1",
+            )
+        ]
+        return min((row[0] for row in rows if row is not None), default=None)
+
+    def _delete_arrived_before(self, cutoff_ms: int | None) -> bool:
+        if cutoff_ms is None:
+            return False
+        more = self._delete_traces(cutoff_ms)
+        more |= self._delete_rows("logs", cutoff_ms)
+        more |= self._delete_rows("metric_points", cutoff_ms)
+        return more
+
+    def _delete_traces(self, cutoff_ms: int) -> bool:
+        traces = self._connection.execute(
+            "SELECT id FROM traces WHERE arrived_ms < ? ORDER BY arrived_ms, id LIMIT ?",
+            (cutoff_ms, _SPANS_PER_STEP),
+        ).fetchall()
+        deleted = gone = 0
+        blocks: set[int] = set()
+        for (trace,) in traces:
+            rows = self._connection.execute(
+                "DELETE FROM spans WHERE trace = ? RETURNING id, operation", (trace,)
+            ).fetchall()
+            self._connection.execute("DELETE FROM traces WHERE id = ?", (trace,))
+            self._connection.executemany(
+                "UPDATE operations SET span_count = span_count - 1 WHERE id = ?",
+                [(operation,) for _, operation in rows],
+            )
+            blocks.update(span >> BLOCK_BITS for span, _ in rows)
+            deleted += len(rows)
+            gone += 1
+            if deleted >= _SPANS_PER_STEP:
+                break
+        self._count("spans", -deleted)
+        self._count("traces", -gone)
+        self._delete_empty_blocks(blocks)
+        if gone:
+            self._connection.execute("DELETE FROM operations WHERE span_count = 0")
+        return gone > 0
+
+    def _delete_empty_blocks(self, blocks: set[int]) -> None:
+        for block in blocks:
+            bounds = (block << BLOCK_BITS, ((block + 1) << BLOCK_BITS) - 1)
+            if not self._connection.execute(
+                "SELECT 1 FROM spans WHERE id BETWEEN ? AND ? LIMIT 1", bounds
+            ).fetchone():
+                self._connection.execute("DELETE FROM block_tags WHERE block = ?", (block,))
+                self._connection.execute("DELETE FROM blocks WHERE id = ?", (block,))
+
+    def _delete_rows(self, table: str, cutoff_ms: int) -> bool:
+        # Only the oldest rows are looked at: they are in order of arrival.
+        deleted = self._connection.execute(
+            f"DELETE FROM {table} WHERE id IN ("  # noqa: S608 - one of our two table names
+            f"SELECT id FROM (SELECT id, arrived_ms FROM {table} ORDER BY id LIMIT ?) "
+            "WHERE arrived_ms < ?)",
+            (_ROWS_PER_STEP, cutoff_ms),
+        ).rowcount
+        self._count(table, -deleted)
+        return deleted > 0
+
+    def _count(self, name: str, change: int) -> None:
+        self._connection.execute(
+            "UPDATE row_counts SET count = count + ? WHERE name = ?", (change, name)
+        )
+
+    def _give_pages_back(self) -> None:
+        # Without this the file would stay as large as it ever was.
+        self._connection.execute(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()

@@ -1,0 +1,100 @@
+"""Which traces match a query, newest first: block by block instead of span by span.
+
+blocks, latest start first     best starts so far         done?
+[ 09:40 … 10:02 ]              10:01  09:58  09:44        next block may hold 09:59
+[ 09:21 … 09:59 ]              10:01  09:58  09:57        next ends 09:20: yes
+[ 08:50 … 09:20 ]              never looked at
+"""
+
+import heapq
+import json
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from spanloom.model import TraceQuery
+from spanloom.otlp.values import INT64_MAX, clean
+from spanloom.store import sql, tags
+from spanloom.store.ingest import BLOCK_BITS
+from spanloom.store.spans import capped, own_attributes
+
+SharedTags: TypeAlias = Callable[[sqlite3.Connection, int, int], tuple[tags.TagPairs, ...]]
+"""Tags of a resource and a scope, by their row ids."""
+
+
+def last_moment(end_ns: int | None) -> int:
+    """The last nanosecond before `end_ns`; without an end, the last a column can hold."""
+    return INT64_MAX if end_ns is None else capped(end_ns - 1)
+
+
+def matching_traces(
+    connection: sqlite3.Connection, query: TraceQuery, shared_tags: SharedTags
+) -> list[int]:
+    """Row ids of the traces that match, at most `query.limit`, newest first."""
+    if query.limit <= 0:
+        return []
+    matcher = tags.TagMatcher(query.tags)
+    bounds = {
+        "since": capped(query.start_ns or 0),
+        "until": last_moment(query.end_ns),
+        "min_duration": capped(query.min_duration_ns or 0),
+        "max_duration": (
+            INT64_MAX if query.max_duration_ns is None else capped(query.max_duration_ns)
+        ),
+    }
+    columns = {
+        **bounds,
+        "service": None if query.service is None else clean(query.service),
+        "operation": None if query.operation is None else clean(query.operation),
+    }
+    latest: dict[int, int] = {}
+    for block, max_start in connection.execute(
+        sql.statement("find_blocks"), {**bounds, "tags": json.dumps(_block_tags(query, matcher))}
+    ):
+        if len(latest) >= query.limit:
+            last_wanted = heapq.nlargest(query.limit, latest.values())[-1]
+            if last_wanted >= max_start:
+                break
+        within = {"first": block << BLOCK_BITS, "last": ((block + 1) << BLOCK_BITS) - 1}
+        for trace, start in _matches(connection, {**columns, **within}, matcher, shared_tags):
+            if start > latest.get(trace, -1):
+                latest[trace] = start
+    ranked = sorted(latest.items(), key=lambda item: (-item[1], item[0]))
+    return [trace for trace, _ in ranked[: query.limit]]
+
+
+def _block_tags(query: TraceQuery, matcher: tags.TagMatcher) -> list[int]:
+    wanted = list(matcher.hashes)
+    if query.service is not None:
+        wanted.append(tags.tag_hash(tags.SERVICE, query.service))
+    if query.operation is not None:
+        wanted.append(tags.tag_hash(tags.OPERATION, query.operation))
+    return wanted
+
+
+def _matches(
+    connection: sqlite3.Connection,
+    parameters: dict[str, Any],
+    matcher: tags.TagMatcher,
+    shared_tags: SharedTags,
+) -> list[tuple[int, int]]:
+    """Trace and start of the matching spans in a block; without tags one span per trace."""
+    if not matcher.hashes:
+        return connection.execute(sql.statement("latest_in_block"), parameters).fetchall()
+    found = []
+    for trace, start, status, kind, resource, scope, details in connection.execute(
+        sql.statement("find_in_block"), parameters
+    ).fetchall():
+        wanted = matcher.remaining(
+            status=status, kind=kind, shared=shared_tags(connection, resource, scope)
+        )
+        if all(tag.may_be_in(details) for tag in wanted) and _has(details, wanted):
+            found.append((trace, start))
+    return found
+
+
+def _has(details: bytes, wanted: list[tags.Wanted]) -> bool:
+    if not wanted:
+        return True
+    have = {pair for attributes in own_attributes(details) for pair in tags.pairs(attributes)}
+    return all((tag.key, tag.text) in have for tag in wanted)
