@@ -63,7 +63,7 @@ WANTS_REFERENCES: Final = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE_LIST: Final = re.compile(
-    r"^(?:references?|see also|related|参考|参见|引用)\b?[^:：\n]{0,20}[:：].+$",
+    r"^(?:references?|see also|related|参考|参见|引用)[^:：\n]{0,20}[:：].+$",
     re.IGNORECASE | re.MULTILINE,
 )
 _CITATION: Final = re.compile(r"\s*\[\d+\]")

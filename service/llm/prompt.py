@@ -1,8 +1,8 @@
 """What a chat request asks: question, passages, tool results, answer to judge, history.
 
-Prompts put their material in tags (`<passages>`, `<tool_results>`, `<question>`, `<answer>`, `<missing>`),
-or in the plain form `Context: … Question: …`; without either, the last user message is the
-question.
+Prompts put their material in tags (`<passages>`, `<tool_results>`, `<question>`, `<answer>`,
+`<missing>`), or in the plain form `Context: … Question: …`; without either, the last user
+message is the question.
 """
 
 import re
