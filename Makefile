@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Works with make 3.81 and in a path with spaces.
 .DEFAULT_GOAL := help
 PYTHON ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
