@@ -8,7 +8,8 @@ import asyncio
 import socket
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -43,9 +44,30 @@ _MODELS_CREATED: Final = 1_767_225_600  # 2026-01-01, a fixed date: the models n
 _log = get_logger(__name__)
 
 
-def create_app(settings: Settings, telemetry: Telemetry | None = None) -> FastAPI:
-    """The endpoint's application; with `telemetry`, its requests are traced."""
-    app = FastAPI(title="Offline LLM", version=_version(), docs_url=None, redoc_url=None)
+def create_app(settings: Settings, *, telemetry: Telemetry | None = None) -> FastAPI:
+    """The endpoint's application.
+
+    Without `telemetry` it sets telemetry up and shuts it down with itself; a caller that hands
+    one over keeps it.
+    """
+    own = setup(SERVICE_NAME, service_version=_version()) if telemetry is None else None
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if own is not None:
+            # Here and not after the server: uvicorn raises SIGTERM again when it has stopped.
+            await asyncio.to_thread(own.shutdown)
+
+    app = FastAPI(
+        title="Offline LLM",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        # The contrib instrumentation traces requests; FastAPI's own would do it twice.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
     endpoint = _Endpoint(settings)
     app.add_api_route("/health", endpoint.health, methods=["GET"])
     app.add_api_route("/v1/models", endpoint.models, methods=["GET"])
@@ -56,8 +78,9 @@ def create_app(settings: Settings, telemetry: Telemetry | None = None) -> FastAP
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    if telemetry is not None:
-        telemetry.instrument_fastapi(app)
+    handle = telemetry or own
+    assert handle is not None
+    handle.instrument_fastapi(app)
     return app
 
 
@@ -133,18 +156,16 @@ def serve(settings: Settings, host: str, port: int) -> None:
     Raises:
         OSError: the address cannot be had.
     """
-    telemetry = setup(SERVICE_NAME, service_version=_version())
     listening = socket.create_server((host, port), backlog=2048, family=_family(host))
     with listening:
         address = listening.getsockname()
-        app = create_app(settings, telemetry)
+        app = create_app(settings)
         _log.info("offline_llm_ready", host=address[0], port=address[1], models=list(MODELS))
         # Logging is set up already: uvicorn's own configuration would undo it. Its access log
         # repeats the request's span and log line.
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-    telemetry.shutdown()
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -224,8 +245,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _json(told.body, status=told.status, headers={**(error.headers or {})})
 
 
-async def _unexpected_error(_request: Request, error: Exception) -> Response:
-    _log.error("completion_failed", exc_info=error)
+async def _unexpected_error(_request: Request, _error: Exception) -> Response:
+    """A defect of ours; Starlette raises it again after this answer and uvicorn logs it."""
     told = ApiError(
         "The server had an error while processing your request.", status=500, kind="server_error"
     )

@@ -85,7 +85,7 @@ def complete(request: ChatRequest, tokenizer: Tokenizer) -> Completion:
             f"Invalid schema: {error}.", param="response_format", code="invalid_json_schema"
         ) from error
     wanted = (request.max_tokens, request.max_completion_tokens)
-    limit = min(room, *(each for each in wanted if each is not None))
+    limit = min([room, *(each for each in wanted if each is not None)])
     if reply.calls:
         return _with_calls(request, reply.calls, tokenizer, limit, prompt_tokens)
     return _with_text(request, reply.text, tokenizer, limit, prompt_tokens)
