@@ -28,6 +28,8 @@ from spanloom.server.text import cost, duration
 BAR_CELLS = 20
 _DEEPEST = 30
 """Deeper spans are not indented further: a chain of thousands must stay readable."""
+_INDENT_SHARE = 9
+"""On a terminal a level of three cells at most for each so many cells of width."""
 _VALUE_LIMIT = 2_000
 _NARROWEST_NAME = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -52,7 +54,8 @@ class _Row:
 
 def trace_lines(trace: Trace, details: Details, width: int | None) -> list[Text]:
     """The whole trace, fitted into `width` cells, or as wide as it is where that is None."""
-    rows = list(_rows(trace.roots()))
+    deepest = _DEEPEST if width is None else min(_DEEPEST, width // _INDENT_SHARE)
+    rows = list(_rows(trace.roots(), deepest))
     usage = _subtree_usage([row.node for row in rows])
     names = [_name(row) for row in rows]
     columns = [_columns(row.node, trace, usage[row.node.span.span_id]) for row in rows]
@@ -105,7 +108,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _rows(roots: Sequence[TreeNode]) -> Iterator[_Row]:
+def _rows(roots: Sequence[TreeNode], deepest: int) -> Iterator[_Row]:
     # A stack, not recursion: broken producers send chains of thousands of spans.
     stack = [_Row("", "", root) for root in reversed(roots)]
     depths = [0] * len(stack)
@@ -113,7 +116,7 @@ def _rows(roots: Sequence[TreeNode]) -> Iterator[_Row]:
         row, depth = stack.pop(), depths.pop()
         yield row
         for index, child in enumerate(reversed(row.node.children)):
-            if depth >= _DEEPEST:
+            if depth >= deepest:
                 prefix, below = f"{row.below}╌ ", row.below
             else:
                 prefix = row.below + ("└─ " if index == 0 else "├─ ")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from spanloom import ports
+from spanloom.cli import options
 from spanloom.cli.terminal import print_json, stdout
 
 
@@ -43,6 +44,20 @@ def serve(
             help="What stored spans survive: kill -9 (process), or power loss too (full)."
         ),
     ] = Durability.PROCESS,
+    retention_age: Annotated[
+        int,
+        typer.Option(
+            parser=options.duration_ns, metavar="TIME", help="Traces older than this are deleted."
+        ),
+    ] = "7d",  # type: ignore[assignment]  # the parser turns it into nanoseconds
+    retention_size: Annotated[
+        int,
+        typer.Option(
+            parser=options.size_bytes,
+            metavar="SIZE",
+            help="Beyond this the oldest traces are deleted.",
+        ),
+    ] = "10GB",  # type: ignore[assignment]  # the parser turns it into bytes
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")
     ] = False,
@@ -52,11 +67,12 @@ def serve(
     \b
     Examples:
       spanloom serve --data-dir ~/traces
-      spanloom serve --data-dir var/traces --durability full
+      spanloom serve --data-dir var/traces --durability full --retention-age 30d
       spanloom serve --data-dir /tmp/t --otlp-grpc-port 0 --otlp-http-port 0 --query-port 0 --json
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     from spanloom.server.app import Addresses, ServerConfig  # noqa: PLC0415  # `--help` stays fast
     from spanloom.server.app import serve as run_server  # noqa: PLC0415
+    from spanloom.store import Retention  # noqa: PLC0415
 
     def ready(addresses: Addresses) -> None:
         if as_json:
@@ -79,5 +95,6 @@ def serve(
         otlp_http_port=otlp_http_port,
         query_port=query_port,
         durability=durability.value,
+        retention=Retention(max_age_s=retention_age / 1e9, max_bytes=retention_size),
     )
     asyncio.run(run_server(config, on_ready=ready))

@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
@@ -23,7 +22,6 @@ from starlette.types import ASGIApp
 
 from spanloom import ports
 from spanloom.contract import Reader
-from spanloom.errors import ConfigurationError
 from spanloom.otlp import MAX_BODY_BYTES
 from spanloom.server import (
     ingest_grpc,
@@ -37,11 +35,15 @@ from spanloom.server.listening import HttpServer, listen
 from spanloom.server.monitoring import Monitor
 from spanloom.server.security import HostCheck, SecurityHeaders, is_loopback
 from spanloom.server.signals import Intake
-from spanloom.store import open_store
+from spanloom.store import Durability, Retention, open_store
+from spanloom.store.sqlite import MAX_QUEUE_ITEMS
 
 _log = logging.getLogger(__name__)
 
+STORE_FILE: Final = "spanloom.sqlite"
+"""Name of the store in the data directory."""
 _GRPC_GRACE_S: Final = 5.0
+_START_POLL_S: Final = 0.005
 _WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
 
 
@@ -54,7 +56,10 @@ class ServerConfig:
     otlp_grpc_port: int = ports.OTLP_GRPC
     otlp_http_port: int = ports.OTLP_HTTP
     query_port: int = ports.QUERY_HTTP
-    durability: Literal["process", "full"] = "process"
+    durability: Durability = "process"
+    max_queue_items: int = MAX_QUEUE_ITEMS
+    """Spans, log records and points that may wait to be stored; more get 429."""
+    retention: Retention = field(default_factory=Retention)
     max_body_bytes: int = MAX_BODY_BYTES
     """Largest OTLP request, before and after decompression."""
     allowed_hosts: tuple[str, ...] = ()
@@ -104,10 +109,15 @@ async def serve(
         )
         _require_free_grpc_port(config)
         config.data_dir.mkdir(parents=True, exist_ok=True)
-        store = await asyncio.to_thread(open_store, config.data_dir, durability=config.durability)
+        store = await asyncio.to_thread(
+            open_store,
+            config.data_dir / STORE_FILE,
+            durability=config.durability,
+            retention=config.retention,
+        )
         cleanup.push_async_callback(asyncio.to_thread, store.close)
 
-        monitor = Monitor(config.data_dir)
+        monitor = Monitor(store.stats)
         intake = Intake(store, monitor)
         grpc_server = ingest_grpc.server(intake, monitor, config.max_body_bytes)
         grpc_port = ingest_grpc.bind(grpc_server, config.host, config.otlp_grpc_port)
@@ -155,11 +165,9 @@ async def _running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncItera
         # A server that ends by itself, an error included, ends the others.
         task.add_done_callback(lambda _: stop.set())
     try:
-        started = asyncio.gather(*(server.wait_started() for server in servers))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
-        stopped.cancel()
+        # uvicorn has no event for it.
+        while not stop.is_set() and not all(server.started for server in servers):
+            await asyncio.sleep(_START_POLL_S)
         yield
     finally:
         for server in servers:
@@ -168,7 +176,7 @@ async def _running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncItera
 
 
 @contextlib.contextmanager
-def _stopping_on_signals(stop: asyncio.Event):  # type: ignore[no-untyped-def]
+def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,7 +9,7 @@ import pytest
 
 # A process as `up` meets them: it listens on the port its variable names, answers /health once
 # `ready_after` probes have failed, and writes to a shared file what happened to it and when.
-SERVER = '''
+SERVER = """
 import http.server, os, signal, sys
 name, variable, journal = sys.argv[1:4]
 options = dict(option.split("=") for option in sys.argv[4:])
@@ -45,7 +45,7 @@ note("started")
 server = http.server.HTTPServer(("127.0.0.1", int(os.environ[variable])), Handler)
 print(f"{name} listens, telemetry to {os.environ.get('OTEL_EXPORTER_OTLP_ENDPOINT')}", flush=True)
 server.serve_forever()
-'''
+"""
 
 
 @pytest.fixture

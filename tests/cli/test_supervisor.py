@@ -258,7 +258,9 @@ def test_kill_9_leaves_no_process_behind(
             supervisor.start("two", {child!r}, os.environ)
             time.sleep(600)
     """)
-    parent = subprocess.Popen(supervising_program, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    parent = subprocess.Popen(
+        supervising_program, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
     eventually(lambda: pids_file.exists() and len(pids_file.read_text().splitlines()) == 4)
     pids = [int(line) for line in pids_file.read_text().splitlines()]
     assert all(map(running, pids))
