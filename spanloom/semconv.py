@@ -30,6 +30,7 @@ HTTP_RESPONSE_STATUS_CODE: Final = "http.response.status_code"
 HTTP_ROUTE: Final = "http.route"
 URL_PATH: Final = "url.path"
 URL_FULL: Final = "url.full"
+URL_QUERY: Final = "url.query"
 SESSION_ID: Final = "session.id"
 USER_ID: Final = "user.id"
 

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
 
 from spanloom import semconv
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, STACK_LIMIT, redact
@@ -45,8 +45,9 @@ _TIMEOUT_NAMES: Final = frozenset(
     # of them has to be imported.
     {"TimeoutException", "APITimeoutError", "NodeTimeoutError", "Timeout"}
 )
-_RECORDED: Final = "__spanloom_recorded__"
-"""Key in an exception's `__dict__`: id of the trace whose innermost span has the event."""
+_RAISED_IN: Final = "__spanloom_raised_in__"
+"""Key in an exception's `__dict__`: trace id, span id and flags of the innermost span that saw it,
+as plain numbers because exceptions are pickled."""
 _MAX_FRAMES: Final = 64
 
 
@@ -218,12 +219,12 @@ def apply_ending(span: Span, ending: Ending, exc: BaseException | None) -> None:
 def record_exception_once(span: Span, exc: BaseException) -> str:
     """Add the exception event unless an inner span of the trace has it; return the message."""
     message = message_of(exc)
-    trace_id = span.get_span_context().trace_id
-    if exc.__dict__.get(_RECORDED) == trace_id:
+    context = span.get_span_context()
+    known = exc.__dict__.get(_RAISED_IN)
+    if known is not None and known[0] == context.trace_id:
         return message
-    already = _raised_through_instrumented_client(exc)
-    exc.__dict__[_RECORDED] = trace_id
-    if not already:
+    mark_raised_in(exc, context)
+    if not _raised_through_instrumented_client(exc):
         span.add_event(
             semconv.EXCEPTION_EVENT,
             {
@@ -233,6 +234,22 @@ def record_exception_once(span: Span, exc: BaseException) -> str:
             },
         )
     return message
+
+
+def mark_raised_in(exc: BaseException, context: SpanContext) -> None:
+    """Note the span an exception was raised in, unless an inner one is noted already."""
+    known = exc.__dict__.get(_RAISED_IN)
+    if known is None or known[0] != context.trace_id:
+        exc.__dict__[_RAISED_IN] = (context.trace_id, context.span_id, int(context.trace_flags))
+
+
+def raised_in(exc: BaseException) -> SpanContext | None:
+    """Return the innermost span that saw the exception, for a log line outside of any span."""
+    known = exc.__dict__.get(_RAISED_IN)
+    if known is None:
+        return None
+    trace_id, span_id, flags = known
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(flags))
 
 
 def message_of(exc: BaseException) -> str:

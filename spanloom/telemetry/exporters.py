@@ -25,6 +25,9 @@ from spanloom.telemetry.settings import Signal, TelemetrySettings
 _logger: Final = logging.getLogger(__name__)
 
 _LIMITS: Final = {
+    # Contrib writes query strings as they come, but for the keys of signed storage addresses.
+    semconv.URL_QUERY: MESSAGE_LIMIT,
+    semconv.URL_FULL: MESSAGE_LIMIT,
     semconv.EXCEPTION_MESSAGE: MESSAGE_LIMIT,
     semconv.EXCEPTION_STACKTRACE: STACK_LIMIT,
 }
@@ -107,7 +110,13 @@ class CleaningLogExporter(LogRecordExporter):
 
 
 def _clean_span(span: ReadableSpan) -> ReadableSpan:
-    has_text = bool(span.events) or span.status.description is not None
+    attributes = span.attributes or {}
+    has_text = (
+        bool(span.events)
+        or span.status.description is not None
+        or semconv.URL_QUERY in attributes
+        or "?" in str(attributes.get(semconv.URL_FULL, ""))
+    )
     if not has_text and _is_utf8(span.name) and _are_utf8(span.attributes):
         return span
     description = span.status.description

@@ -70,18 +70,16 @@ class StdoutWriter:
 
     def write(self, line: str) -> None:
         """Write one line; never raises."""
-        stream = sys.stdout
+        stream, process_stdout = sys.stdout, sys.__stdout__
         if stream is None:
             return
         try:
-            if (
-                sys.__stdout__ is None or stream is not sys.__stdout__
-            ):  # replaced, by a test or a notebook
+            if process_stdout is not None and stream is process_stdout:
+                self._write_all(
+                    process_stdout.fileno(), f"{line}\n".encode("utf-8", "backslashreplace")
+                )
+            else:  # replaced, by a test or a notebook
                 stream.write(f"{line}\n")
-                return
-            self._write_all(
-                sys.__stdout__.fileno(), f"{line}\n".encode("utf-8", "backslashreplace")
-            )
         except (OSError, ValueError):  # broken pipe, closed file, full disk
             return
 
@@ -90,5 +88,10 @@ class StdoutWriter:
             while data:
                 data = data[os.write(descriptor, data) :]
 
-    # What structlog calls, one name a level.
-    msg = debug = info = warning = warn = error = critical = fatal = exception = log = write
+
+class NamedLogger:
+    """What a structlog logger wraps: it has a name, and writes finished lines."""
+
+    def __init__(self, name: str, writer: StdoutWriter) -> None:
+        self.name = name
+        self.debug = self.info = self.warning = self.error = self.critical = writer.write

@@ -22,7 +22,7 @@ from opentelemetry.trace import Span
 
 from spanloom import semconv
 from spanloom.telemetry import endings
-from spanloom.telemetry.log_lines import StdoutWriter, plain, render
+from spanloom.telemetry.log_lines import NamedLogger, StdoutWriter, plain, render
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, redact
 
 EventDict = MutableMapping[str, Any]
@@ -59,12 +59,18 @@ class LogPipeline:
 
     def __call__(self, logger: Any, method_name: str, event_dict: EventDict) -> str:  # noqa: ARG002
         """Finish an event of the current context; structlog's processor signature."""
+        if isinstance(logger, NamedLogger):
+            event_dict.setdefault("logger", logger.name)
         return self.finish(event_dict, trace.get_current_span())
 
     def finish(self, event_dict: EventDict, span: Span) -> str:
         """Finish an event that belongs to `span`."""
         now = event_dict.pop(_TIME_NS, None) or time.time_ns()
-        describe_exception(event_dict)
+        exc = describe_exception(event_dict)
+        context = span.get_span_context()
+        if exc is not None and not context.is_valid:
+            context = endings.raised_in(exc) or context
+            span = trace.NonRecordingSpan(context)
         level = str(event_dict.get("level", "info"))
         line: dict[str, Any] = {
             "timestamp": datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -73,7 +79,6 @@ class LogPipeline:
             "logger": event_dict.get("logger", ""),
             semconv.SERVICE_NAME: self._service_name,
         }
-        context = span.get_span_context()
         if context.is_valid:
             line[semconv.LOG_TRACE_ID] = trace.format_trace_id(context.trace_id)
             line[semconv.LOG_SPAN_ID] = trace.format_span_id(context.span_id)
@@ -106,11 +111,11 @@ class LogPipeline:
         )
 
 
-def describe_exception(event_dict: EventDict) -> None:
+def describe_exception(event_dict: EventDict) -> BaseException | None:
     """Replace `exc_info` by exception.type, .message and .stacktrace, redacted and capped."""
     exc_info = event_dict.pop("exc_info", None)
     if not exc_info:
-        return
+        return None
     if isinstance(exc_info, BaseException):
         exc: BaseException | None = exc_info
     elif isinstance(exc_info, tuple):
@@ -118,10 +123,11 @@ def describe_exception(event_dict: EventDict) -> None:
     else:
         exc = sys.exc_info()[1]
     if exc is None:
-        return
+        return None
     event_dict[semconv.EXCEPTION_TYPE] = endings.error_type_of(exc)
     event_dict[semconv.EXCEPTION_MESSAGE] = endings.message_of(exc)
     event_dict[semconv.EXCEPTION_STACKTRACE] = endings.format_stack(exc)
+    return exc
 
 
 def _from_record(logger: Any, name: str, event_dict: EventDict) -> EventDict:  # noqa: ARG001
@@ -131,6 +137,9 @@ def _from_record(logger: Any, name: str, event_dict: EventDict) -> EventDict:  #
     event_dict["logger"] = record.name
     event_dict[_TIME_NS] = int(record.created * 1e9)
     event_dict.pop("color_message", None)  # uvicorn's second copy of the message
+    event_dict["event"] = event_dict["event"].strip()
+    if record.name == "uvicorn.access":  # holds the query string, and what people put into it
+        event_dict["event"] = redact(event_dict["event"], MESSAGE_LIMIT)
     return event_dict
 
 
@@ -217,7 +226,7 @@ def configure(
             _pipeline,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: _writer,
+        logger_factory=lambda *names: NamedLogger(names[0] if names else "", _writer),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -256,7 +265,7 @@ def _writes_to_terminal(handler: logging.Handler) -> bool:
 
 def get_logger(name: str) -> Any:
     """Return a structlog logger: `get_logger(__name__).info("chat_request", query_len=12)`."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(name)
 
 
 def log_step(span: Any, ending: endings.Ending) -> None:

@@ -46,6 +46,13 @@ def use_tracer_provider(provider: TracerProvider | None) -> Tracer:
     return _tracer
 
 
+def swap_tracer(tracer: Tracer | None) -> Tracer | None:
+    """Start spans on this tracer from now on; returns the one before, to put it back."""
+    global _tracer
+    before, _tracer = _tracer, tracer
+    return before
+
+
 def _current_tracer() -> Tracer:
     return _tracer or use_tracer_provider(None)
 

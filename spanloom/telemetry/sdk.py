@@ -33,7 +33,7 @@ from spanloom.telemetry.exporters import (
 from spanloom.telemetry.propagation import GuardedPropagator, HttpxHooks, PropagationPolicy
 from spanloom.telemetry.redaction import pseudonym
 from spanloom.telemetry.settings import TelemetrySettings
-from spanloom.telemetry.trust import TrustMiddleware, TrustPolicy, link_untrusted_caller
+from spanloom.telemetry.trust import TrustMiddleware, TrustPolicy, on_server_span
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Telemetry:
             app,
             tracer_provider=self.tracer_provider,
             meter_provider=self.meter_provider,
-            server_request_hook=link_untrusted_caller,
+            server_request_hook=on_server_span,
             excluded_urls=excluded,
             exclude_spans=["receive", "send"],
         )

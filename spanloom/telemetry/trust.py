@@ -15,6 +15,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanContext
 
 from spanloom import semconv
+from spanloom.telemetry.endings import mark_raised_in
 from spanloom.telemetry.settings import Network, TelemetrySettings
 
 _logger: Final = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 TRUSTED_KEY: Final = "spanloom.trusted"
 """Key in the ASGI scope: whether the caller is trusted (bool)."""
 _LINK_KEY: Final = "spanloom.untrusted_context"
+_SPAN_KEY: Final = "spanloom.server_span"
 
 MAX_HEADER_LENGTH: Final = {b"traceparent": 256, b"tracestate": 4_096, b"baggage": 8_192}
 """Longer headers are dropped unread, also those of trusted callers; in bytes, all lines added."""
@@ -121,7 +123,14 @@ class TrustMiddleware:
             return
         if scope["type"] in {"http", "websocket"}:
             self._admit(scope)
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except Exception as exc:
+            # The server logs it when the request's span is over: the exception brings the ids.
+            context = scope.get(_SPAN_KEY)
+            if isinstance(context, SpanContext):
+                mark_raised_in(exc, context)
+            raise
 
     def _admit(self, scope: Scope) -> None:
         try:
@@ -150,8 +159,9 @@ class TrustMiddleware:
         await self.app(scope, receive, forward)
 
 
-def link_untrusted_caller(span: Span, scope: Scope) -> None:
+def on_server_span(span: Span, scope: Scope) -> None:
     """Server request hook: link the new root span to the context that was not continued."""
+    scope[_SPAN_KEY] = span.get_span_context()
     remote = scope.get(_LINK_KEY)
     if isinstance(remote, SpanContext):
         span.add_link(remote, {semconv.SPANLOOM_LINK_KIND: semconv.LINK_UNTRUSTED_CALLER})
