@@ -191,8 +191,14 @@ class EventCall(ChatCall):
         super().__init__(tracer, model, call, params, context, stream=True)
 
     def item(self, item: Any) -> None:
-        """See one event of the stream; never raises."""
+        """See one event of the stream; never raises.
+
+        The last event ends the span: its reader need not ask for anything after it.
+        """
         self.event(item)
+        with _READING:
+            if item.get("event") == "message-finish":
+                self.end(None)
 
     def _describe(self, ending: endings.Ending) -> None:
         message = getattr(self._source, "output_message", None)

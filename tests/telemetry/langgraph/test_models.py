@@ -1,0 +1,292 @@
+"""Chat spans of a real client against a real endpoint: what was asked, what came, tokens once."""
+
+import asyncio
+from typing import Any, TypedDict
+
+import openai
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda
+from langchain_openai import ChatOpenAI
+from langgraph.graph import START, StateGraph
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+
+class State(TypedDict, total=False):
+    text: str
+
+
+def client(server: Any, **options: Any) -> ChatOpenAI:
+    return ChatOpenAI(
+        **{
+            "model": "offline-small",
+            "base_url": f"{server.url}/v1",
+            "api_key": "none",
+            "max_retries": 0,
+            **options,
+        }
+    )
+
+
+def node_graph(body: Any) -> Any:
+    builder = StateGraph(State)
+    builder.add_node("ask", body)
+    builder.add_edge(START, "ask")
+    return builder.compile(name="g")
+
+
+CHAT = "chat offline-small"
+TREE = [["invoke_workflow g", [["invoke_node ask", [[CHAT, ["POST"]]]]]]]
+USAGE = {
+    "gen_ai.usage.input_tokens": 11,
+    "gen_ai.usage.output_tokens": 5,
+    "gen_ai.usage.cache_read.input_tokens": 3,
+    "gen_ai.usage.reasoning.output_tokens": 2,
+}
+SUMS = {"spanloom.usage.input_tokens": 11, "spanloom.usage.output_tokens": 5}
+
+
+def assert_wire(recorded: Any, server: Any) -> None:
+    """The header names the HTTP span, which is a child of the chat span."""
+    (header,) = server.chat_headers
+    assert recorded.name_of(header) == "POST"
+    assert recorded.parent(recorded.one("POST")) == CHAT
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_invoke(recorded, server, asynchronous):
+    """One request: its parameters, its answer, its tokens, its server."""
+    model = client(server, temperature=0.5, max_tokens=64, top_p=0.9, seed=7)
+
+    def ask(state: State) -> State:
+        return {"text": str(model.invoke("问题", stop=["\n"]).content)}
+
+    async def aask(state: State) -> State:
+        return {"text": str((await model.ainvoke("问题", stop=["\n"])).content)}
+
+    config = {"configurable": {"thread_id": "t"}}
+    if asynchronous:
+        result = await node_graph(aask).ainvoke({}, config)
+    else:
+        result = await asyncio.to_thread(node_graph(ask).invoke, {}, config)
+
+    assert result["text"] == "你好 world"
+    assert recorded.tree() == TREE
+    assert_wire(recorded, server)
+    assert recorded.one(CHAT).kind is SpanKind.CLIENT
+    assert recorded.attributes(CHAT) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "offline-small",
+        "gen_ai.conversation.id": "t",
+        "server.address": "127.0.0.1",
+        "server.port": server.server_port,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.max_tokens": 64,
+        "gen_ai.request.top_p": 0.9,
+        "gen_ai.request.seed": 7,
+        "gen_ai.request.stop_sequences": ("\n",),
+        "gen_ai.response.model": "offline-2026",
+        "gen_ai.response.id": "chatcmpl-1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "spanloom.outcome": "ok",
+        **USAGE,
+    }
+    for name in ("invoke_node ask", "invoke_workflow g"):
+        assert SUMS.items() <= recorded.attributes(name).items()
+        assert "gen_ai.usage.input_tokens" not in recorded.attributes(name)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("stream_usage", [True, False])
+async def test_stream(recorded, server, asynchronous, stream_usage):
+    """Streamed: chunks, time to the first one, and tokens where the endpoint sends them."""
+    model = client(server, stream_usage=stream_usage)
+
+    def ask(state: State) -> State:
+        return {"text": "".join(str(chunk.content) for chunk in model.stream("hi"))}
+
+    async def aask(state: State) -> State:
+        return {"text": "".join([str(chunk.content) async for chunk in model.astream("hi")])}
+
+    if asynchronous:
+        result = await node_graph(aask).ainvoke({})
+    else:
+        result = await asyncio.to_thread(node_graph(ask).invoke, {})
+
+    assert result["text"] == "你好 world"
+    assert recorded.tree() == TREE
+    assert_wire(recorded, server)
+    chat = recorded.attributes(CHAT)
+    assert chat.pop("gen_ai.response.time_to_first_chunk") > 0
+    assert chat == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "offline-small",
+        "gen_ai.request.stream": True,
+        "server.address": "127.0.0.1",
+        "server.port": server.server_port,
+        "gen_ai.response.model": "offline-2026",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "spanloom.stream.chunks": 4,
+        "spanloom.outcome": "ok",
+        **(USAGE if stream_usage else {}),
+    }
+    assert ("spanloom.usage.input_tokens" in recorded.attributes("invoke_node ask")) is stream_usage
+
+
+@pytest.mark.parametrize("mode", ["messages", "events"])
+async def test_streamed_by_the_graph(recorded, server, mode):
+    """An invoked model that the graph makes stream: one chat span, tokens once."""
+    model = client(server, stream_usage=True)
+
+    async def ask(state: State) -> State:
+        return {"text": str((await model.ainvoke("hi")).content)}
+
+    graph = node_graph(ask)
+    if mode == "messages":
+        async for _ in graph.astream({}, stream_mode="messages"):
+            pass
+    else:
+        async for _ in graph.astream_events({}, version="v2"):
+            pass
+    assert recorded.tree() == TREE
+    assert_wire(recorded, server)
+    chat = recorded.attributes(CHAT)
+    assert USAGE.items() <= chat.items()
+    assert chat["spanloom.stream.chunks"] == 4
+    assert chat["gen_ai.response.finish_reasons"] == ("stop",)
+    assert SUMS.items() <= recorded.attributes("invoke_workflow g").items()
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_stream_events_v3_of_a_model(recorded, server, asynchronous):
+    """The content-block protocol asked of the model itself."""
+    model = client(server, stream_usage=True)
+    if asynchronous:
+        stream = await model.astream_events("hi", version="v3")
+        assert "".join([text async for text in stream.text]) == "你好 world"
+        await stream.output
+    else:
+        sync = model.stream_events("hi", version="v3")
+        assert "".join(await asyncio.to_thread(list, sync.text)) == "你好 world"
+        assert sync.output is not None
+    assert recorded.tree() == [[CHAT, ["POST"]]]
+    chat = recorded.attributes(CHAT)
+    assert USAGE.items() <= chat.items()
+    assert chat["spanloom.stream.chunks"] == 4
+    assert chat["gen_ai.request.stream"] is True
+
+
+async def test_a_cut_stream_keeps_what_it_had(recorded, server):
+    """The reader leaves in the middle: abandoned, chunks counted, finish reason lost."""
+    model = client(server, model="stalling", stream_usage=True)
+    stream = model.astream("hi")
+    texts = []
+    async for chunk in stream:
+        texts.append(str(chunk.content))
+        if "".join(texts) == "你好":
+            break
+    await stream.aclose()
+    chat = recorded.attributes("chat stalling")
+    assert recorded.outcome("chat stalling") == ("UNSET", "abandoned_stream")
+    assert chat["spanloom.stream.chunks"] == 2
+    assert chat["gen_ai.response.finish_reasons"] == ("error",)
+    assert "gen_ai.usage.output_tokens" not in chat
+
+
+async def test_a_cancelled_stream_keeps_what_it_had(recorded, server):
+    """The client is gone while the model stalls: cancelled all the way, chunks counted."""
+    model = client(server, model="stalling")
+    arrived = asyncio.Event()
+
+    async def ask(state: State) -> State:
+        count = 0
+        async for chunk in model.astream("hi"):
+            count += bool(chunk.content)
+            if count == 2:
+                arrived.set()
+        return {}
+
+    task = asyncio.create_task(node_graph(ask).ainvoke({}))
+    await arrived.wait()
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for name in ("chat stalling", "invoke_node ask", "invoke_workflow g"):
+        assert recorded.outcome(name) == ("ERROR", "cancelled")
+    assert recorded.attributes("chat stalling")["spanloom.stream.chunks"] == 2
+    assert recorded.exceptions() == []
+
+
+async def test_an_endpoint_that_fails(recorded, server):
+    """HTTP 500: the chat span has the SDK's error, and the finish reason is lost."""
+    with pytest.raises(openai.InternalServerError):
+        await client(server, model="failing").ainvoke("hi")
+    chat = recorded.attributes("chat failing")
+    assert recorded.outcome("chat failing") == ("ERROR", "error")
+    assert chat["error.type"] == "langchain_openai.chat_models.base.OpenAIAPIError"
+    assert chat["gen_ai.response.finish_reasons"] == ("error",)
+    assert recorded.exceptions() == [("chat failing", chat["error.type"])]
+
+
+async def test_each_request_of_a_batch_is_a_span(recorded, server):
+    """abatch and generate: one span for each request, tokens added up."""
+    model = client(server)
+
+    async def ask(state: State) -> State:
+        await model.abatch(["a", "b", "c"])
+        return {}
+
+    await node_graph(ask).ainvoke({})
+    assert recorded.tree() == [["invoke_workflow g", [["invoke_node ask", [[CHAT, ["POST"]]] * 3]]]]
+    assert recorded.attributes("invoke_node ask")["spanloom.usage.input_tokens"] == 33
+
+
+async def test_an_answer_from_the_cache_used_no_tokens(recorded, server):
+    """The second answer costs nothing, so it counts nothing."""
+    model = client(server, cache=InMemoryCache())
+    await model.ainvoke("hi")
+    await model.ainvoke("hi")
+    first, second = recorded.all(CHAT)
+    assert first.attributes["gen_ai.usage.input_tokens"] == 11
+    assert "gen_ai.usage.input_tokens" not in second.attributes
+    assert len(server.requests) == 1
+
+
+async def test_structured_output_says_json(recorded, server):
+    """response_format is the output type."""
+    bound = client(server).bind(response_format={"type": "json_object"})
+    await bound.ainvoke("give json")
+    assert recorded.attributes(CHAT)["gen_ai.output.type"] == "json"
+
+
+async def test_the_model_of_the_call_wins(recorded, server):
+    """A model bound for one call is the model asked."""
+    await client(server).bind(model="offline-large").ainvoke("hi")
+    assert recorded.attributes("chat offline-large")["gen_ai.request.model"] == "offline-large"
+
+
+async def test_a_chain_as_a_node(recorded, server):
+    """A chain of runnables as a node: node span, chat span, nothing for the runnables."""
+    asked = RunnableLambda(lambda state: "hi") | client(server)
+    parsed = asked | StrOutputParser() | RunnableLambda(lambda text: {"text": text})
+    result = await node_graph(parsed).ainvoke({})
+    assert result["text"] == "你好 world"
+    assert recorded.tree() == TREE
+
+
+def test_no_content_is_captured(recorded, server):
+    """No attribute or event holds a word of question or answer."""
+    client(server).invoke("a secret question")
+    texts = [
+        str(value)
+        for span in recorded.spans
+        for value in (*(span.attributes or {}).values(), span.name)
+    ]
+    assert not [text for text in texts if "secret" in text or "你好" in text]
+    assert trace.get_current_span().get_span_context().is_valid is False
