@@ -31,7 +31,7 @@ FACTS = {
         "en",
         "The Marrowgate boiler",
         (
-            "The Marrowgate boiler house was built in 1911. Its boiler works at a pressure of 37 bar, "
+            "The Marrowgate boiler house was built in 1911. Its boiler works at 37 bar, "
             "and the safety valve opens at 41 bar. Coal came by the canal until 1958."
         ),
     ),
@@ -64,7 +64,7 @@ def write_corpus(folder: Path) -> Path:
             "en",
             f"The {name} depot",
             (
-                f"The {name} depot stores {barrels} barrels of lamp oil. The {name} depot is open on "
+                f"The {name} depot stores {barrels} barrels of lamp oil. It is open on "
                 "market days, and its keeper writes every delivery into a ledger."
             ),
         )

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from tests.e2e.stack import Stack, traceparent
 
 from spanloom import semconv
 from spanloom.model import Span, SpanKind, Trace, TreeNode
+from tests.e2e.stack import Stack, traceparent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
 

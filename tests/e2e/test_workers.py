@@ -40,8 +40,8 @@ def test_twenty_callers_at_once_never_mix(workers: Stack) -> None:
         assert caller == root.span.parent_span_id
         assert f"s-{name}" == root.span.attributes[semconv.SESSION_ID]
         names = [span.name for span in trace.spans]
-        assert 3 == names.count("invoke_node retrieve")
-        assert 1 == names.count("invoke_workflow agent")
+        assert names.count("invoke_node retrieve") == 3
+        assert names.count("invoke_workflow agent") == 1
         assert body["tokens_used"] == trace.usage.total_tokens
         sessions = {
             record.attributes["session_id"]
@@ -60,7 +60,7 @@ def test_metrics_sum_over_the_workers(workers: Stack) -> None:
 
     seen = {counted(workers) for _ in range(8)}
 
-    assert 1 == len(seen), f"the workers disagree: {seen}"
+    assert len(seen) == 1, f"the workers disagree: {seen}"
     assert seen.pop() >= 8
 
 
