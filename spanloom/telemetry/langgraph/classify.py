@@ -18,6 +18,7 @@ from spanloom import semconv
 
 HIDDEN_TAG: Final = "langsmith:hidden"
 """`langgraph.constants.TAG_HIDDEN`: `__start__` and the like."""
+_UNNAMED: Final = "LangGraph"
 _CREATE_AGENT_MARK: Final = "langchain_create_agent"
 _REACT_AGENT_MODULE: Final = "langgraph.prebuilt.chat_agent_executor"
 
@@ -73,10 +74,18 @@ def graph_kind(metadata: Mapping[str, Any] | None, nodes: Mapping[str, Any], nam
     return semconv.OP_INVOKE_WORKFLOW
 
 
-def graph_name(metadata: Mapping[str, Any] | None, name: str) -> str:
-    """The name that a graph was given; `LangGraph` is what LangGraph calls the others."""
+def graph_name(metadata: Mapping[str, Any] | None, nodes: Mapping[str, Any], name: str) -> str:
+    """The name a graph was given.
+
+    LangGraph calls all others `LangGraph`, an `@entrypoint` too: that one is known by its
+    function, which is its only node (a StateGraph has `__start__` as well).
+    """
     agent_name = metadata.get("lc_agent_name") if metadata else None
-    return agent_name if isinstance(agent_name, str) and agent_name else name
+    if isinstance(agent_name, str) and agent_name:
+        return agent_name
+    if name == _UNNAMED and len(nodes) == 1:
+        return next(iter(nodes))
+    return name
 
 
 def is_visible_node(tags: Any) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, get_current
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
@@ -209,9 +210,13 @@ class Unit:
 
 
 def begin(start: Callable[[Context], Unit | None], context: Context | None = None) -> Unit | None:
-    """Start a unit; a fault of ours costs the span, never the body."""
+    """Start a unit, unless instrumentation is suppressed here.
+
+    A fault of ours costs the span, never the body.
+    """
     with _STARTING:
-        return start(get_current() if context is None else context)
+        if is_instrumentation_enabled():
+            return start(get_current() if context is None else context)
     return None
 
 

@@ -29,7 +29,7 @@ class GraphRun(Unit):
         outer = frame_of(context)
         own: Mapping[str, Any] = graph.config or {}
         metadata = own.get("metadata")
-        name = classify.graph_name(metadata, graph.get_name())
+        name = classify.graph_name(metadata, graph.nodes, graph.get_name())
         operation = classify.graph_kind(metadata, graph.nodes, name)
         given = config.get("configurable") if config else None
         conversation_id = classify.conversation_id(given, own.get("configurable"))

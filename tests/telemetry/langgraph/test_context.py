@@ -33,7 +33,7 @@ def chain(name: str, **nodes: Any) -> Any:
     return builder.compile(name=name)
 
 
-async def test_ainvoke_makes_each_unit_current_in_its_body(recorded, server):
+async def test_ainvoke_makes_each_unit_current_in_its_body(recorded: Any, server: Any) -> None:
     """Async: node and tool are current inside, and each request out carries their id."""
 
     @tool
@@ -82,7 +82,7 @@ async def test_ainvoke_makes_each_unit_current_in_its_body(recorded, server):
     assert {span.status.status_code.name for span in recorded.spans} == {"UNSET"}
 
 
-def test_invoke_makes_each_unit_current_in_its_body(recorded, server):
+def test_invoke_makes_each_unit_current_in_its_body(recorded: Any, server: Any) -> None:
     """Sync: the same, in the calling thread."""
 
     @tool
@@ -106,7 +106,7 @@ def test_invoke_makes_each_unit_current_in_its_body(recorded, server):
     assert "gen_ai.conversation.id" not in recorded.attributes("invoke_workflow g")
 
 
-async def test_the_run_joins_the_span_around_it(recorded):
+async def test_the_run_joins_the_span_around_it(recorded: Any) -> None:
     """The caller's span is the parent, and is current again afterwards."""
 
     async def node(state: State) -> State:
@@ -118,7 +118,7 @@ async def test_the_run_joins_the_span_around_it(recorded):
     assert recorded.tree() == [["request", [["invoke_workflow g", ["invoke_node a"]]]]]
 
 
-async def test_threads_keep_the_span_they_were_started_in(recorded, server):
+async def test_threads_keep_the_span_they_were_started_in(recorded: Any, server: Any) -> None:
     """A sync node and a sync tool in an async run, and asyncio.to_thread, run in threads."""
 
     @tool
@@ -145,7 +145,7 @@ async def test_threads_keep_the_span_they_were_started_in(recorded, server):
     }
 
 
-async def test_gather_inside_a_node_stays_below_the_node(recorded, server):
+async def test_gather_inside_a_node_stays_below_the_node(recorded: Any, server: Any) -> None:
     """Tasks a node starts are its children, each tool current only in its own."""
 
     @tool
@@ -176,7 +176,7 @@ def fan_out(width: int, body: Any) -> Any:
     return builder.compile(name="fan")
 
 
-async def test_each_send_is_a_span_of_its_own(recorded, server):
+async def test_each_send_is_a_span_of_its_own(recorded: Any, server: Any) -> None:
     """Fan-out of 3: three node spans under the run, each request under its own."""
 
     async def work(state: State) -> State:
@@ -197,7 +197,7 @@ async def test_each_send_is_a_span_of_its_own(recorded, server):
     assert len(namespaces) == 3
 
 
-async def test_fan_out_of_three_hundred(recorded):
+async def test_fan_out_of_three_hundred(recorded: Any) -> None:
     """Wide fan-out: every branch sees its own span."""
 
     async def work(state: State) -> State:
@@ -212,7 +212,7 @@ async def test_fan_out_of_three_hundred(recorded):
     assert recorded.tree() == [["invoke_workflow fan", ["invoke_node work"] * 300]]
 
 
-def test_fan_out_in_threads(recorded, server):
+def test_fan_out_in_threads(recorded: Any, server: Any) -> None:
     """Sync fan-out runs in LangGraph's own thread pool."""
 
     def work(state: State) -> State:
@@ -225,7 +225,7 @@ def test_fan_out_in_threads(recorded, server):
     assert recorded.tree() == [["invoke_workflow fan", [["invoke_node work", ["GET"]]] * 8]]
 
 
-async def test_sub_graphs_are_workflows_below_their_node(recorded, server):
+async def test_sub_graphs_are_workflows_below_their_node(recorded: Any, server: Any) -> None:
     """A compiled graph as a node, and one invoked inside a node."""
 
     async def inner(state: State) -> State:
@@ -255,7 +255,7 @@ async def test_sub_graphs_are_workflows_below_their_node(recorded, server):
     assert [part.partition(":")[0] for part in namespace.split("|")] == ["as_node", "inner"]
 
 
-def test_sub_graphs_in_sync_runs(recorded):
+def test_sub_graphs_in_sync_runs(recorded: Any) -> None:
     """The same, by invoke."""
     sub = chain("sub", inner=lambda state: {"seen": [here()]})
     calls = chain("outer", as_node=sub, calls=lambda state: sub.invoke({}) and {})
@@ -269,7 +269,7 @@ def test_sub_graphs_in_sync_runs(recorded):
     ]
 
 
-async def test_concurrent_runs_do_not_mix(recorded, server):
+async def test_concurrent_runs_do_not_mix(recorded: Any, server: Any) -> None:
     """Two hundred requests at once, each with its own trace and conversation."""
 
     async def first(state: State) -> State:
@@ -300,7 +300,7 @@ async def test_concurrent_runs_do_not_mix(recorded, server):
         assert span.attributes["gen_ai.conversation.id"] == root.name.replace("request ", "t-")
 
 
-def test_concurrent_runs_in_threads_do_not_mix(recorded):
+def test_concurrent_runs_in_threads_do_not_mix(recorded: Any) -> None:
     """Sync runs in worker threads, as a WSGI server has them."""
     graph = chain("g", a=lambda state: {"seen": [here()]})
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -309,7 +309,7 @@ def test_concurrent_runs_in_threads_do_not_mix(recorded):
     assert recorded.tree() == [["invoke_workflow g", ["invoke_node a"]]] * 40
 
 
-async def test_command_goto_names_the_nodes_that_ran(recorded):
+async def test_command_goto_names_the_nodes_that_ran(recorded: Any) -> None:
     """Command(goto) is no error and no span of its own; conditional edges neither."""
 
     async def start(state: State) -> Command[Any]:
@@ -326,7 +326,7 @@ async def test_command_goto_names_the_nodes_that_ran(recorded):
     assert recorded.outcome("invoke_node a") == ("UNSET", "ok")
 
 
-def test_a_call_without_any_graph_is_traced_too(recorded, server):
+def test_a_call_without_any_graph_is_traced_too(recorded: Any, server: Any) -> None:
     """A tool outside of a graph is a root span."""
 
     @tool

@@ -32,7 +32,7 @@ def chain(name: str, *, checkpointer: Any = None, options: Any = None, **nodes: 
     return builder.compile(name=name, checkpointer=checkpointer)
 
 
-async def test_a_node_that_raises_is_named_and_has_the_only_exception_event(recorded):
+async def test_a_node_that_raises_is_named_and_has_the_only_exception_event(recorded: Any) -> None:
     """ERROR on node and run; the event on the innermost span that saw it."""
 
     async def bad(state: State) -> State:
@@ -47,7 +47,7 @@ async def test_a_node_that_raises_is_named_and_has_the_only_exception_event(reco
     assert recorded.one("invoke_node bad").status.description == "nothing there"
 
 
-def test_the_event_is_on_the_tool_where_the_tool_raised(recorded):
+def test_the_event_is_on_the_tool_where_the_tool_raised(recorded: Any) -> None:
     """Sync, through a sub-graph: one event for five spans."""
 
     @tool
@@ -63,7 +63,7 @@ def test_the_event_is_on_the_tool_where_the_tool_raised(recorded):
     assert len(recorded.spans) == 5
 
 
-async def test_a_failing_branch_cancels_the_others(recorded):
+async def test_a_failing_branch_cancels_the_others(recorded: Any) -> None:
     """The branch that failed is the error; those LangGraph cut are cancelled."""
 
     async def bad(state: State) -> State:
@@ -87,7 +87,7 @@ async def test_a_failing_branch_cancels_the_others(recorded):
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_each_attempt_of_a_retried_node_is_a_span(recorded, asynchronous):
+async def test_each_attempt_of_a_retried_node_is_a_span(recorded: Any, asynchronous: bool) -> None:
     """Two failures, then success: three spans that say which attempt they are."""
     calls: list[int] = []
 
@@ -113,7 +113,7 @@ async def test_each_attempt_of_a_retried_node_is_a_span(recorded, asynchronous):
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "ok")
 
 
-async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded):
+async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded: Any) -> None:
     """NodeTimeoutError: node, tool in it and run are timeouts; one event, on the node."""
 
     @tool
@@ -138,7 +138,7 @@ async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded):
     assert recorded.tree() == [["invoke_workflow g", [["invoke_node node", ["execute_tool slow"]]]]]
 
 
-async def test_a_node_timeout_that_is_retried(recorded):
+async def test_a_node_timeout_that_is_retried(recorded: Any) -> None:
     """The attempt that was given up is a timeout, the next one ok, and so the run."""
     calls: list[int] = []
 
@@ -158,7 +158,7 @@ async def test_a_node_timeout_that_is_retried(recorded):
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "ok")
 
 
-async def test_wait_for_around_a_run_cancels_it(recorded):
+async def test_wait_for_around_a_run_cancels_it(recorded: Any) -> None:
     """The caller's own clock: cancelled everywhere below, no exception event."""
 
     async def slow(state: State) -> State:
@@ -172,7 +172,7 @@ async def test_wait_for_around_a_run_cancels_it(recorded):
     assert recorded.exceptions() == []
 
 
-async def test_a_deadline_around_a_run_is_a_timeout(recorded):
+async def test_a_deadline_around_a_run_is_a_timeout(recorded: Any) -> None:
     """`deadline()` says so on each span it cuts."""
 
     async def slow(state: State) -> State:
@@ -187,7 +187,7 @@ async def test_a_deadline_around_a_run_is_a_timeout(recorded):
         assert recorded.attributes(name)["spanloom.deadline_ms"] == 50
 
 
-async def test_a_node_that_raises_cancelled_itself_has_failed_for_the_run(recorded):
+async def test_a_node_that_raises_cancelled_itself_has_failed_for_the_run(recorded: Any) -> None:
     """LangGraph turns it into NodeCancelledError; the node says what it saw."""
 
     async def node(state: State) -> State:
@@ -199,7 +199,7 @@ async def test_a_node_that_raises_cancelled_itself_has_failed_for_the_run(record
     assert recorded.outcome("invoke_workflow g") == ("ERROR", "error")
 
 
-async def test_interrupt_and_resume_are_no_error(recorded):
+async def test_interrupt_and_resume_are_no_error(recorded: Any) -> None:
     """Human in the loop: node and run are interrupted, UNSET; the resumed run is ok."""
 
     async def ask(state: State) -> State:
@@ -222,7 +222,7 @@ async def test_interrupt_and_resume_are_no_error(recorded):
 
 
 @pytest.mark.parametrize("mode", ["values", "custom"])
-def test_an_interrupt_in_a_sub_graph_pauses_the_whole_run(recorded, mode):
+def test_an_interrupt_in_a_sub_graph_pauses_the_whole_run(recorded: Any, mode: Any) -> None:
     """Sync, as a stream that does not show the interrupt: all four spans are interrupted."""
     sub = chain("sub", ask=lambda state: {"seen": [interrupt("?")]})
     graph = chain("outer", checkpointer=InMemorySaver(), node=sub)
@@ -232,7 +232,7 @@ def test_an_interrupt_in_a_sub_graph_pauses_the_whole_run(recorded, mode):
     assert {s.status.status_code.name for s in recorded.spans} == {"UNSET"}
 
 
-async def test_a_static_breakpoint_pauses_the_run(recorded):
+async def test_a_static_breakpoint_pauses_the_run(recorded: Any) -> None:
     """interrupt_before: no node saw it, the run is interrupted."""
 
     async def node(state: State) -> State:
@@ -245,7 +245,7 @@ async def test_a_static_breakpoint_pauses_the_run(recorded):
     assert recorded.outcome("invoke_node a") == ("UNSET", "ok")
 
 
-async def test_a_handoff_to_the_parent_graph_is_no_error(recorded):
+async def test_a_handoff_to_the_parent_graph_is_no_error(recorded: Any) -> None:
     """Command(graph=PARENT) leaves the sub-graph: handoff, UNSET, and the target runs."""
 
     async def leave(state: State) -> Command[Any]:
@@ -273,7 +273,7 @@ async def test_a_handoff_to_the_parent_graph_is_no_error(recorded):
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "ok")
 
 
-async def test_too_many_steps_is_an_error_of_the_run(recorded):
+async def test_too_many_steps_is_an_error_of_the_run(recorded: Any) -> None:
     """GraphRecursionError: no node failed, the run did."""
     builder = StateGraph(State)
     builder.add_node("a", lambda state: {"seen": ["a"]})
@@ -285,7 +285,7 @@ async def test_too_many_steps_is_an_error_of_the_run(recorded):
     assert {s.attributes["spanloom.outcome"] for s in recorded.all("invoke_node a")} == {"ok"}
 
 
-async def test_an_error_handler_runs_as_a_node(recorded):
+async def test_an_error_handler_runs_as_a_node(recorded: Any) -> None:
     """The node failed, its handler ran, the run is ok."""
 
     async def bad(state: State) -> State:
@@ -302,7 +302,7 @@ async def test_an_error_handler_runs_as_a_node(recorded):
     assert len(recorded.spans) == 3
 
 
-async def test_a_tool_that_reports_its_error_has_failed(recorded):
+async def test_a_tool_that_reports_its_error_has_failed(recorded: Any) -> None:
     """handle_tool_error: the caller gets a message with status error, the span is an error."""
 
     @tool
@@ -331,7 +331,7 @@ class FailingModel(GenericFakeChatModel):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_model_that_fails_has_the_exception_event(recorded, streamed):
+async def test_a_model_that_fails_has_the_exception_event(recorded: Any, streamed: bool) -> None:
     """ERROR on chat, node and run; a cut stream keeps the chunks it had."""
     model = FailingModel(messages=iter([AIMessage(content="a b")]))
 

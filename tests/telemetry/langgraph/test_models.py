@@ -56,7 +56,7 @@ def assert_wire(recorded: Any, server: Any) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_invoke(recorded, server, asynchronous):
+async def test_invoke(recorded: Any, server: Any, asynchronous: bool) -> None:
     """One request: its parameters, its answer, its tokens, its server."""
     model = client(server, temperature=0.5, max_tokens=64, top_p=0.9, seed=7)
 
@@ -101,7 +101,7 @@ async def test_invoke(recorded, server, asynchronous):
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("stream_usage", [True, False])
-async def test_stream(recorded, server, asynchronous, stream_usage):
+async def test_stream(recorded: Any, server: Any, asynchronous: bool, stream_usage: bool) -> None:
     """Streamed: chunks, time to the first one, and tokens where the endpoint sends them."""
     model = client(server, stream_usage=stream_usage)
 
@@ -138,7 +138,7 @@ async def test_stream(recorded, server, asynchronous, stream_usage):
 
 
 @pytest.mark.parametrize("mode", ["messages", "events"])
-async def test_streamed_by_the_graph(recorded, server, mode):
+async def test_streamed_by_the_graph(recorded: Any, server: Any, mode: Any) -> None:
     """An invoked model that the graph makes stream: one chat span, tokens once."""
     model = client(server, stream_usage=True)
 
@@ -163,7 +163,7 @@ async def test_streamed_by_the_graph(recorded, server, mode):
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_stream_events_v3_of_a_model(recorded, server, asynchronous):
+async def test_stream_events_v3_of_a_model(recorded: Any, server: Any, asynchronous: bool) -> None:
     """The content-block protocol asked of the model itself."""
     model = client(server, stream_usage=True)
     if asynchronous:
@@ -181,7 +181,7 @@ async def test_stream_events_v3_of_a_model(recorded, server, asynchronous):
     assert chat["gen_ai.request.stream"] is True
 
 
-async def test_a_cut_stream_keeps_what_it_had(recorded, server):
+async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
     """The reader leaves in the middle: abandoned, chunks counted, finish reason lost."""
     model = client(server, model="stalling", stream_usage=True)
     stream = model.astream("hi")
@@ -198,7 +198,7 @@ async def test_a_cut_stream_keeps_what_it_had(recorded, server):
     assert "gen_ai.usage.output_tokens" not in chat
 
 
-async def test_a_cancelled_stream_keeps_what_it_had(recorded, server):
+async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
     """The client is gone while the model stalls: cancelled all the way, chunks counted."""
     model = client(server, model="stalling")
     arrived = asyncio.Event()
@@ -223,7 +223,7 @@ async def test_a_cancelled_stream_keeps_what_it_had(recorded, server):
     assert recorded.exceptions() == []
 
 
-async def test_an_endpoint_that_fails(recorded, server):
+async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
     """HTTP 500: the chat span has the SDK's error, and the finish reason is lost."""
     with pytest.raises(openai.InternalServerError):
         await client(server, model="failing").ainvoke("hi")
@@ -234,8 +234,8 @@ async def test_an_endpoint_that_fails(recorded, server):
     assert recorded.exceptions() == [("chat failing", chat["error.type"])]
 
 
-async def test_each_request_of_a_batch_is_a_span(recorded, server):
-    """abatch and generate: one span for each request, tokens added up."""
+async def test_each_request_of_a_batch_is_a_span(recorded: Any, server: Any) -> None:
+    """Abatch and generate: one span for each request, tokens added up."""
     model = client(server)
 
     async def ask(state: State) -> State:
@@ -247,7 +247,7 @@ async def test_each_request_of_a_batch_is_a_span(recorded, server):
     assert recorded.attributes("invoke_node ask")["spanloom.usage.input_tokens"] == 33
 
 
-async def test_an_answer_from_the_cache_used_no_tokens(recorded, server):
+async def test_an_answer_from_the_cache_used_no_tokens(recorded: Any, server: Any) -> None:
     """The second answer costs nothing, so it counts nothing."""
     model = client(server, cache=InMemoryCache())
     await model.ainvoke("hi")
@@ -258,20 +258,20 @@ async def test_an_answer_from_the_cache_used_no_tokens(recorded, server):
     assert len(server.requests) == 1
 
 
-async def test_structured_output_says_json(recorded, server):
+async def test_structured_output_says_json(recorded: Any, server: Any) -> None:
     """response_format is the output type."""
     bound = client(server).bind(response_format={"type": "json_object"})
     await bound.ainvoke("give json")
     assert recorded.attributes(CHAT)["gen_ai.output.type"] == "json"
 
 
-async def test_the_model_of_the_call_wins(recorded, server):
+async def test_the_model_of_the_call_wins(recorded: Any, server: Any) -> None:
     """A model bound for one call is the model asked."""
     await client(server).bind(model="offline-large").ainvoke("hi")
     assert recorded.attributes("chat offline-large")["gen_ai.request.model"] == "offline-large"
 
 
-async def test_a_chain_as_a_node(recorded, server):
+async def test_a_chain_as_a_node(recorded: Any, server: Any) -> None:
     """A chain of runnables as a node: node span, chat span, nothing for the runnables."""
     asked = RunnableLambda(lambda state: "hi") | client(server)
     parsed = asked | StrOutputParser() | RunnableLambda(lambda text: {"text": text})
@@ -280,7 +280,7 @@ async def test_a_chain_as_a_node(recorded, server):
     assert recorded.tree() == TREE
 
 
-def test_no_content_is_captured(recorded, server):
+def test_no_content_is_captured(recorded: Any, server: Any) -> None:
     """No attribute or event holds a word of question or answer."""
     client(server).invoke("a secret question")
     texts = [

@@ -27,7 +27,7 @@ def model(text: str = "a b c") -> GenericFakeChatModel:
 
 
 def graph(*, gate: asyncio.Event | None = None) -> Any:
-    """talk (a model call, then a custom event) ▸ after (waits for the gate)."""
+    """Talk (a model call, then a custom event) ▸ after (waits for the gate)."""
 
     async def talk(state: State) -> State:
         message = await model().ainvoke("hi")
@@ -51,7 +51,7 @@ WHOLE = [["invoke_workflow g", ["invoke_node after", ["invoke_node talk", ["chat
 
 
 @pytest.mark.parametrize("mode", ["values", "updates", "messages", "custom"])
-async def test_astream_in_every_mode(recorded, mode):
+async def test_astream_in_every_mode(recorded: Any, mode: Any) -> None:
     """The tree is the same in every mode, and nothing leaks to the caller between items."""
     with recorded.tracer.start_as_current_span("request"):
         items = []
@@ -65,7 +65,7 @@ async def test_astream_in_every_mode(recorded, mode):
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "ok")
 
 
-def test_stream_in_every_mode(recorded):
+def test_stream_in_every_mode(recorded: Any) -> None:
     """The same for sync graphs, several modes at once."""
     builder = StateGraph(State)
     builder.add_node("talk", lambda state: {"text": model().invoke("hi").content})
@@ -78,7 +78,7 @@ def test_stream_in_every_mode(recorded):
         assert recorded.tree() == [["invoke_workflow g", [["invoke_node talk", ["chat"]]]]]
 
 
-async def test_messages_mode_counts_the_chunks_of_a_model_that_is_invoked(recorded):
+async def test_messages_mode_counts_the_chunks_of_a_model_that_is_invoked(recorded: Any) -> None:
     """LangGraph makes an invoked model stream for `messages`: that is on the chat span."""
     chunks = [c async for c, _ in graph().astream({}, stream_mode="messages") if c.content]
     chat = recorded.attributes("chat")
@@ -87,7 +87,7 @@ async def test_messages_mode_counts_the_chunks_of_a_model_that_is_invoked(record
     assert chat["gen_ai.response.time_to_first_chunk"] > 0
 
 
-async def test_astream_events(recorded):
+async def test_astream_events(recorded: Any) -> None:
     """astream_events runs nodes as streams: one span for each thing all the same."""
     kinds = set()
     async for event in graph().astream_events({}, version="v2"):
@@ -99,7 +99,7 @@ async def test_astream_events(recorded):
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
-async def test_astream_events_v3(recorded):
+async def test_astream_events_v3(recorded: Any) -> None:
     """The content-block protocol, too."""
     run = await graph().astream_events({}, version="v3")
     async for _ in run:
@@ -108,7 +108,7 @@ async def test_astream_events_v3(recorded):
     assert recorded.attributes("chat")["spanloom.stream.chunks"] > 0
 
 
-async def test_a_stream_read_in_another_task(recorded):
+async def test_a_stream_read_in_another_task(recorded: Any) -> None:
     """Asked for in one task, read in another one: same tree, no context lost."""
 
     async def drain(stream: Any) -> None:
@@ -121,7 +121,7 @@ async def test_a_stream_read_in_another_task(recorded):
     assert recorded.tree() == [["request", WHOLE]]
 
 
-async def test_a_stream_read_by_several_tasks(recorded):
+async def test_a_stream_read_by_several_tasks(recorded: Any) -> None:
     """Each item asked for by a task of its own, as some servers do."""
     stream = graph().astream({})
     with contextlib.suppress(StopAsyncIteration):
@@ -130,7 +130,7 @@ async def test_a_stream_read_by_several_tasks(recorded):
     assert recorded.tree() == WHOLE
 
 
-def test_a_stream_read_in_a_bare_thread_belongs_to_who_asked_for_it(recorded):
+def test_a_stream_read_in_a_bare_thread_belongs_to_who_asked_for_it(recorded: Any) -> None:
     """A thread without any context reads what a request asked for."""
     builder = StateGraph(State)
     builder.add_node("a", lambda state: {"text": here()})
@@ -144,7 +144,7 @@ def test_a_stream_read_in_a_bare_thread_belongs_to_who_asked_for_it(recorded):
     assert recorded.tree() == [["request", [["invoke_workflow g", ["invoke_node a"]]]]]
 
 
-async def test_a_stream_never_read_leaves_no_span(recorded):
+async def test_a_stream_never_read_leaves_no_span(recorded: Any) -> None:
     """Nothing ran, so there is nothing to show."""
     await graph().astream({}).aclose()
     del_me = graph().astream({})
@@ -152,8 +152,8 @@ async def test_a_stream_never_read_leaves_no_span(recorded):
     assert recorded.spans == []
 
 
-async def test_a_closed_stream_was_abandoned(recorded):
-    """aclose after the first item: UNSET, abandoned_stream; the node that finished stays ok."""
+async def test_a_closed_stream_was_abandoned(recorded: Any) -> None:
+    """After the first item: UNSET, abandoned_stream; the node that finished stays ok."""
     stream = graph(gate=asyncio.Event()).astream({}, stream_mode="updates")
     await anext(stream)
     await stream.aclose()
@@ -163,7 +163,7 @@ async def test_a_closed_stream_was_abandoned(recorded):
     assert recorded.exceptions() == []
 
 
-def test_a_closed_sync_stream_was_abandoned(recorded):
+def test_a_closed_sync_stream_was_abandoned(recorded: Any) -> None:
     """The same for generators; one that is dropped unclosed ends as well."""
     builder = StateGraph(State)
     builder.add_node("a", lambda state: {"text": "a"})
@@ -182,7 +182,7 @@ def test_a_closed_sync_stream_was_abandoned(recorded):
     assert outcomes == ["abandoned_stream"] * 2
 
 
-async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded):
+async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded: Any) -> None:
     """`break` leaves the generator to the event loop, which closes it in a task of its own."""
 
     async def read_one() -> None:
@@ -198,7 +198,7 @@ async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded):
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "abandoned_stream")
 
 
-async def test_a_reader_cancelled_while_the_graph_works(recorded):
+async def test_a_reader_cancelled_while_the_graph_works(recorded: Any) -> None:
     """The client is gone: ERROR, cancelled, on the run and on the node it cut."""
 
     async def read() -> None:
@@ -219,7 +219,7 @@ async def test_a_reader_cancelled_while_the_graph_works(recorded):
     assert recorded.exceptions() == []
 
 
-async def test_a_reader_cancelled_between_two_items(recorded):
+async def test_a_reader_cancelled_between_two_items(recorded: Any) -> None:
     """Cancelled while it writes an item to the client: still cancelled, not abandoned."""
 
     async def read() -> None:
@@ -237,13 +237,12 @@ async def test_a_reader_cancelled_between_two_items(recorded):
     assert recorded.outcome("invoke_workflow g") == ("ERROR", "cancelled")
 
 
-async def test_a_model_stream_is_current_only_while_the_model_works(recorded):
+async def test_a_model_stream_is_current_only_while_the_model_works(recorded: Any) -> None:
     """Between chunks the node is current, so its own requests are not the model's."""
-    between = []
+    between: list[str] = []
 
     async def talk(state: State) -> State:
-        async for _ in model().astream("hi"):
-            between.append(here())
+        between.extend([here() async for _ in model().astream("hi")])
         return {}
 
     builder = StateGraph(State)
@@ -255,8 +254,8 @@ async def test_a_model_stream_is_current_only_while_the_model_works(recorded):
     assert recorded.attributes("chat")["spanloom.stream.chunks"] == 5
 
 
-async def test_an_exception_thrown_into_a_stream_reaches_the_graph(recorded):
-    """athrow behaves as without us."""
+async def test_an_exception_thrown_into_a_stream_reaches_the_graph(recorded: Any) -> None:
+    """What is thrown in arrives where the graph waits."""
     stream = graph(gate=asyncio.Event()).astream({}, stream_mode="updates")
     await anext(stream)
     with pytest.raises(KeyError):
