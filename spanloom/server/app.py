@@ -108,12 +108,12 @@ async def serve(
             listen(config.host, config.query_port, "the query API and page", "--query-port")
         )
         _require_free_grpc_port(config)
-        config.data_dir.mkdir(parents=True, exist_ok=True)
         store = await asyncio.to_thread(
             open_store,
             config.data_dir / STORE_FILE,
             durability=config.durability,
             retention=config.retention,
+            max_queue_items=config.max_queue_items,
         )
         cleanup.push_async_callback(asyncio.to_thread, store.close)
 
@@ -165,8 +165,8 @@ async def _running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncItera
         # A server that ends by itself, an error included, ends the others.
         task.add_done_callback(lambda _: stop.set())
     try:
-        # uvicorn has no event for it.
-        while not stop.is_set() and not all(server.started for server in servers):
+        # uvicorn has no event for it
+        while not stop.is_set() and not all(server.started for server in servers):  # noqa: ASYNC110
             await asyncio.sleep(_START_POLL_S)
         yield
     finally:

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from spanloom.errors import ConfigurationError, PayloadError, StoreError
+from spanloom.errors import ConfigurationError, PayloadError, StoreError, StoreRejectedError
 from spanloom.server.monitoring import Monitor
 from spanloom.server.responses import message_of
 from spanloom.server.signals import SIGNALS, Intake, Signal
@@ -79,7 +79,7 @@ def _handler(signal: Signal, intake: Intake, monitor: Monitor) -> Handler:
 def _status(error: Exception) -> tuple[grpc.StatusCode, tuple[tuple[str, bytes], ...]]:
     """Status code and trailing metadata that tell of `error`."""
     match error:
-        case PayloadError():
+        case PayloadError() | StoreRejectedError():
             return grpc.StatusCode.INVALID_ARGUMENT, ()
         case StoreError():
             wait = getattr(error, "retry_after_s", _RETRY_AFTER_UNKNOWN_S)

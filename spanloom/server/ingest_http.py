@@ -23,7 +23,6 @@ from starlette.routing import Route
 
 from spanloom.errors import (
     PayloadTooLargeError,
-    StoreError,
     StoreFullError,
     UnsupportedEncodingError,
 )
@@ -35,7 +34,12 @@ from spanloom.server.signals import OFF_LOOP_BYTES, SIGNALS, Intake, QueueFullEr
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 _RETRY_AFTER_UNKNOWN_S: Final = 5.0
+_TOO_LARGE: Final = 413
 _CLIENT_GONE: Final = 499
+_DRAINED: Final = 2
+"""A body that is too large is read and dropped up to this many times the limit: a client that
+is cut off while it still sends would see a reset connection instead of the answer."""
+_RETRYABLE: Final = frozenset({429, 503})
 
 # google.rpc.Code for the HTTP statuses used here
 _RPC_CODES: Final = {400: 3, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
@@ -77,23 +81,25 @@ class _Receiver:
     async def _body(self, request: Request) -> bytes:
         """The decompressed body; never holds more than the limit."""
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._limit:
-            raise self._too_large()
+        too_large = declared.isdigit() and int(declared) > self._limit
         received = bytearray()
+        seen = 0
         async for chunk in request.stream():
-            received += chunk
-            if len(received) > self._limit:
-                raise self._too_large()
+            seen += len(chunk)
+            too_large = too_large or seen > self._limit
+            if not too_large:
+                received += chunk
+            elif seen > _DRAINED * self._limit:
+                break
+        if too_large:
+            raise PayloadTooLargeError(
+                f"The body is over {self._limit} bytes; send smaller batches "
+                "(OTEL_BSP_MAX_EXPORT_BATCH_SIZE for spans)."
+            )
         encoding = request.headers.get("content-encoding", "")
         if len(received) > OFF_LOOP_BYTES:
             return await asyncio.to_thread(decompress, bytes(received), encoding, self._limit)
         return decompress(bytes(received), encoding, self._limit)
-
-    def _too_large(self) -> PayloadTooLargeError:
-        return PayloadTooLargeError(
-            f"The body is over {self._limit} bytes; send smaller batches "
-            "(OTEL_BSP_MAX_EXPORT_BATCH_SIZE for spans)."
-        )
 
 
 def _content_type(request: Request) -> str:
@@ -113,7 +119,9 @@ def _error(error: Exception, content_type: str) -> Response:
     disk_full = isinstance(error, StoreFullError) and not isinstance(error, QueueFullError)
     status = 503 if disk_full else http_status(error)
     headers = {}
-    if isinstance(error, StoreError):
+    if status == _TOO_LARGE:
+        headers["Connection"] = "close"  # the rest of the body may still be on its way
+    if status in _RETRYABLE:
         wait = getattr(error, "retry_after_s", _RETRY_AFTER_UNKNOWN_S)
         headers["Retry-After"] = str(max(1, math.ceil(wait)))
     message = Status(code=_RPC_CODES.get(status, 2), message=message_of(error))

@@ -158,21 +158,23 @@ def _tag(key: str, value: AttributeValue) -> Json:
 
 
 def _typed(value: AttributeValue) -> tuple[str, str | bool | int | float]:
+    typed: tuple[str, str | bool | int | float]
     match value:
         case bool():
-            return "bool", value
+            typed = "bool", value
         case int():
-            return "int64", value if abs(value) <= _MAX_SAFE_INTEGER else str(value)
+            typed = "int64", value if abs(value) <= _MAX_SAFE_INTEGER else str(value)
         case float():
-            return "float64", value if math.isfinite(value) else str(value)
+            typed = "float64", value if math.isfinite(value) else str(value)
         case bytes():
-            return "binary", base64.b64encode(value).decode()
+            typed = "binary", base64.b64encode(value).decode()
         case str():
-            return "string", value
+            typed = "string", value
         case None:
-            return "string", ""
+            typed = "string", ""
         case _:
-            return "string", orjson.dumps(plain_value(value)).decode()
+            typed = "string", orjson.dumps(plain_value(value)).decode()
+    return typed
 
 
 def plain_value(value: AttributeValue) -> Any:

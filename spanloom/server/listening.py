@@ -1,6 +1,5 @@
 """Sockets and servers: several uvicorn servers in one event loop, each on a socket of ours."""
 
-import asyncio
 import contextlib
 import errno
 import socket
@@ -46,7 +45,7 @@ def listen(host: str, port: int, purpose: str, option: str) -> socket.socket:
     except OSError as error:
         made.close()
         raise ConfigurationError(_refusal(error, host, port, purpose, option)) from error
-    made.setblocking(False)  # noqa: FBT003  # its only argument
+    made.setblocking(False)  # its only argument
     return made
 
 
@@ -90,8 +89,3 @@ class HttpServer(uvicorn.Server):
     async def run_until_stopped(self) -> None:
         """Serve until `should_exit` is set."""
         await self.serve(sockets=[self._listener])
-
-    async def wait_started(self) -> None:
-        """Return once connections are answered."""
-        while not self.started:
-            await asyncio.sleep(0.005)

@@ -1,19 +1,22 @@
 """What the server says about itself: `/metrics` (Prometheus) and `/health`."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from spanloom import __version__
+from spanloom.errors import StoreError
 from spanloom.server.responses import json_response
+from spanloom.store import StoreStats
 
 _LABELS: Final = ("signal",)
 
@@ -21,8 +24,8 @@ _LABELS: Final = ("signal",)
 class Monitor:
     """Counts what comes in. Its registry is its own, so several servers fit in one process."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
+    def __init__(self, stats: Callable[[], StoreStats]) -> None:
+        self._stats = stats
         self._started = time.monotonic()
         self.registry = CollectorRegistry()
         self._received = Counter(
@@ -49,21 +52,7 @@ class Monitor:
             ("signal", "status"),
             registry=self.registry,
         )
-        self._waiting = Gauge(
-            "spanloom_waiting_items",
-            "Items handed to the writer and not yet safe.",
-            registry=self.registry,
-        )
-        Gauge(
-            "spanloom_store_bytes",
-            "Size of the store's files.",
-            registry=self.registry,
-        ).set_function(self.store_bytes)
-        Gauge(
-            "spanloom_uptime_seconds",
-            "Seconds since the server started.",
-            registry=self.registry,
-        ).set_function(self.uptime_s)
+        self.registry.register(_StoreCollector(stats, self.uptime_s))
 
     def received(self, signal: str, items: int) -> None:
         """Items that could be decoded, valid or not."""
@@ -81,44 +70,55 @@ class Monitor:
         """A request that was answered with an error."""
         self._failed_requests.labels(signal, str(status)).inc()
 
-    @contextmanager
-    def waiting(self, items: int) -> Iterator[None]:
-        """While the writer works on these items."""
-        self._waiting.inc(items)
-        try:
-            yield
-        finally:
-            self._waiting.dec(items)
-
     def uptime_s(self) -> float:
         """Seconds since this was made."""
         return time.monotonic() - self._started
 
-    def store_bytes(self) -> float:
-        """Bytes of all files in the data directory."""
-        total = 0
-        for file in self._data_dir.rglob("*"):
-            try:
-                total += file.stat().st_size
-            except OSError:  # removed between listing and looking, such as a -wal file
-                continue
-        return float(total)
-
     def health(self) -> dict[str, Any]:
-        """The body of `/health`."""
+        """The body of `/health`. Raises StoreError where the store cannot answer."""
         return {
             "status": "ok",
             "version": __version__,
             "uptime_seconds": round(self.uptime_s(), 3),
-            "store": {"path": str(self._data_dir), "bytes": int(self.store_bytes())},
+            "store": asdict(self._stats()),
         }
+
+
+class _StoreCollector(Collector):
+    """Reads the store once per scrape."""
+
+    def __init__(self, stats: Callable[[], StoreStats], uptime_s: Callable[[], float]) -> None:
+        self._stats = stats
+        self._uptime_s = uptime_s
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing in advance, so that registering does not read the store."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Current values."""
+        stats = self._stats()
+        for name, description, value in (
+            ("uptime_seconds", "Seconds since the server started.", self._uptime_s()),
+            ("store_bytes", "Size of the store's files.", stats.bytes),
+            ("store_spans", "Spans stored.", stats.spans),
+            ("store_traces", "Traces stored.", stats.traces),
+            ("store_logs", "Log records stored.", stats.logs),
+            ("store_metric_points", "Metric data points stored.", stats.metric_points),
+            ("queue_items", "Items that wait for their commit.", stats.queue_items),
+            ("queue_capacity_items", "Items that may wait.", stats.queue_capacity),
+        ):
+            yield GaugeMetricFamily(f"spanloom_{name}", description, value)
 
 
 def routes(monitor: Monitor) -> list[Route]:
     """`/health` and `/metrics`."""
 
     def health(_request: Request) -> Response:
-        return json_response(monitor.health())
+        try:
+            return json_response(monitor.health())
+        except StoreError as error:
+            return json_response({"status": "unavailable", "error": str(error)}, 503)
 
     def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

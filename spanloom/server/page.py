@@ -12,7 +12,6 @@ Rendered by Jinja2 with autoescape; whatever comes from telemetry is text, never
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ from spanloom.errors import QueryError
 from spanloom.model import Trace, TraceQuery, TraceSummary
 from spanloom.server import query_params, text
 from spanloom.server.responses import dumps, http_status, in_thread, message_of
-from spanloom.server.waterfall import colours, orphan_count, trace_view
+from spanloom.server.waterfall import colours, stray_count, trace_view
 
 LOOKBACKS: Final = (
     ("15m", "last 15 minutes"),
@@ -98,7 +97,7 @@ class _Page:
                 return await endpoint(request)
             except Exception as error:  # noqa: BLE001  # the edge: every error has its page
                 status = http_status(error)
-                return self._render("error.html", status, status=status, message=message_of(error))
+                return self._render("error.html", status, code=status, message=message_of(error))
 
         return answer
 
@@ -159,14 +158,16 @@ class _Page:
         logs = self._reader.trace_logs(trace_id, MAX_LOG_LINES + 1)
         view = trace_view(trace, logs[:MAX_LOG_LINES])
         view["find"] = find
+        summary = trace.summary()
+        palette = colours(summary.services)
         view["logsCut"] = len(logs) > MAX_LOG_LINES
         return self._render(
             "trace.html",
             trace=trace,
-            summary=_without_harm(trace),
+            summary=summary,
             traceparent=_traceparent(trace),
-            palette=colours(span.service_name for span in trace.spans),
-            orphans=orphan_count(view),
+            colour=palette[summary.root_service],
+            strays=stray_count(view),
             log_count=len(view["logs"]),
             data=_for_script_element(view),
         )
@@ -193,15 +194,6 @@ def _environment() -> jinja2.Environment:
     }
     environment.globals["version"] = __version__
     return environment
-
-
-def _without_harm(trace: Trace) -> TraceSummary:
-    summary = trace.summary()
-    return replace(
-        summary,
-        root_name=text.one_line(summary.root_name),
-        root_service=text.one_line(summary.root_service),
-    )
 
 
 def _traceparent(trace: Trace) -> str:

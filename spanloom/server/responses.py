@@ -16,6 +16,16 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# The first row that fits counts, so that special cases stand above their bases.
+_STATUSES: Final = (
+    ((errors.QueryError, errors.MalformedPayloadError, errors.StoreRejectedError), 400),
+    (errors.PayloadTooLargeError, 413),
+    (errors.UnsupportedEncodingError, 415),
+    (errors.StoreFullError, 429),
+    (errors.StoreError, 503),
+    (errors.SourceError, 502),
+)
+
 JSON_TYPE: Final = "application/json"
 
 
@@ -51,23 +61,13 @@ def http_status(error: Exception) -> int:
 
     1. What the client asked is wrong: 400, 413, 415.
     2. Full, for now: 429 (queue) — the caller should come again.
-    3. The store is closed, locked, or otherwise unable: 503.
+    3. The store is closed, or otherwise unable: 503.
     4. A remote backend does not answer: 502.
     5. Everything else is our fault: 500.
     """
-    match error:
-        case errors.QueryError() | errors.MalformedPayloadError():
-            return 400
-        case errors.PayloadTooLargeError():
-            return 413
-        case errors.UnsupportedEncodingError():
-            return 415
-        case errors.StoreFullError():
-            return 429
-        case errors.StoreError():
-            return 503
-        case errors.SourceError():
-            return 502
+    for kinds, status in _STATUSES:
+        if isinstance(error, kinds):
+            return status
     return 500
 
 

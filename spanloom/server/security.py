@@ -54,6 +54,7 @@ class HostCheck:
         self._allowed = LOOPBACK_HOSTS | {host.lower() for host in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
         if scope["type"] == "http":
             header = Headers(scope=scope).get("host")
             # No header at all means HTTP/1.0, which no browser speaks.
@@ -76,6 +77,8 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)

@@ -139,11 +139,10 @@ class Intake:
         except StoreFullError as full:
             self._monitor.rejected(signal.name, "queue_full", size)
             raise QueueFullError(str(full), full.retry_after_s) from full
-        with self._monitor.waiting(size):
-            try:
-                # A client that hangs up must not cancel a write that others are grouped with.
-                await asyncio.shield(asyncio.wrap_future(future))
-            except Exception:
-                self._monitor.rejected(signal.name, "store_failed", size)
-                raise
+        try:
+            # A client that hangs up must not cancel a write that others are grouped with.
+            await asyncio.shield(asyncio.wrap_future(future))
+        except Exception:
+            self._monitor.rejected(signal.name, "store_failed", size)
+            raise
         self._monitor.stored(signal.name, size)

@@ -15,32 +15,24 @@ _WHITESPACE: Final = re.compile(r"[\t\n]")
 
 
 def visible(text: str) -> str:
-    r"""The text with control and reordering characters made visible (ESC as ␛, others \u202e)."""
-    return _HARMFUL.sub(_picture, text)
+    r"""The text with control and reordering characters written out: \x1b, \u202e."""
+    return _HARMFUL.sub(_written, text)
 
 
 def one_line(text: str) -> str:
-    """The same for places that hold a single line: tabs and line ends become pictures too."""
-    return _WHITESPACE.sub(_picture, visible(text))
+    """The same for places that hold a single line: tabs and line ends are written out too."""
+    return _WHITESPACE.sub(_written, visible(text))
 
 
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:  # noqa: PLR2004  # the C0 block has its own pictures, in the same order
-        return chr(0x2400 + code)
-    if code == 0x7F:  # noqa: PLR2004  # DEL
-        return "␡"
-    return f"\\u{code:04x}"
+def _written(match: re.Match[str]) -> str:
+    # As programmers write them; the pictures Unicode has (U+241B) are missing in many fonts.
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
 def duration(ns: int) -> str:
-    """`873 ns`, `12.3 µs`, `4.56 ms`, `1.23 s`, `2 m 05 s`, `1 h 02 m`: three digits that count."""
-    for limit, divisor, unit in (
-        (1_000, 1, "ns"),
-        (1_000_000, 1_000, "µs"),
-        (_NS_PER_S, 10**6, "ms"),
-    ):
-        if ns < limit:
+    """`873 ns`, `12.3 µs`, `4.56 ms`, `1.23 s`, `2 m 05 s`, `1 h 02 m`."""
+    for divisor, unit in ((1, "ns"), (1_000, "µs"), (1_000_000, "ms")):
+        if ns < divisor * 1_000:
             return f"{_three_digits(ns / divisor)} {unit}"
     seconds = ns / _NS_PER_S
     if seconds < 60:  # noqa: PLR2004

@@ -77,9 +77,12 @@ def trace_view(trace: Trace, logs: Sequence[LogEvent]) -> Json:
     }
 
 
-def orphan_count(view: Json) -> int:
-    """Rows whose parent was named but is not stored."""
-    return sum(1 for row in view["rows"] if row.get("orphan"))
+def stray_count(view: Json) -> int:
+    """Tops whose parent was named but is not stored, the trace's first top left out.
+
+    The first one is the usual entry of a request: its parent is the caller, traced elsewhere.
+    """
+    return sum(1 for row in view["rows"][1:] if row.get("orphan"))
 
 
 def _rows(root: TreeNode, start: int, services: dict[str, int], first: int) -> list[Json]:
@@ -155,7 +158,7 @@ def _log(event: LogEvent, start: int, row_of: dict[str, int], services: dict[str
     line: Json = {
         "offset": event.timestamp_ns - start,
         "severity": event.severity_number,
-        "level": one_line(event.severity_text) or severity_name(event.severity_number),
+        "level": severity_name(event.severity_number) or one_line(event.severity_text),
         "body": visible(_body(event))[:_MAX_BODY],
         "row": row_of.get(event.span_id, -1),
         "service": services.get(event.resource.service_name, -1),

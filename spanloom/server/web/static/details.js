@@ -108,7 +108,7 @@ export class Details {
         element("span", `service c${service.colour}`, service.name),
         element("span", "muted", KINDS[span.kind ?? 0]),
         element("span", `badge ${status === "error" ? "bad" : ""}`, `status ${status}`),
-        line.outcome ? element("span", "badge outcome", line.outcome.replaceAll("_", " ")) : null,
+        line.outcome && line.outcome !== "error" ? element("span", `badge outcome${line.error === undefined ? "" : " bad"}`, line.outcome.replaceAll("_", " ")) : null,
       ]),
       element("dl", "facts small", [
         fact("Duration", duration(line.duration)),

@@ -5,18 +5,19 @@ const HARMFUL = new RegExp(
   "g",
 );
 
-function picture(character) {
+function written(character) {
   const code = character.charCodeAt(0);
-  if (code < 0x20) return String.fromCharCode(0x2400 + code);
-  if (code === 0x7f) return "␡";
-  return `\\u${code.toString(16).padStart(4, "0")}`;
+  if (character === "\n") return "\\n";
+  if (character === "\t") return "\\t";
+  const hex = code.toString(16);
+  return code < 0x100 ? `\\x${hex.padStart(2, "0")}` : `\\u${hex.padStart(4, "0")}`;
 }
 
 /** Text with control and reordering characters made visible. */
-export const visible = (text) => String(text).replace(HARMFUL, picture);
+export const visible = (text) => String(text).replace(HARMFUL, written);
 
 /** The same in a single line. */
-export const oneLine = (text) => visible(text).replace(/[\t\n]/g, picture);
+export const oneLine = (text) => visible(text).replace(/[\t\n]/g, written);
 
 function threeDigits(value) {
   if (value >= 100) return value.toFixed(0);

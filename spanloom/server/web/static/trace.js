@@ -16,13 +16,12 @@ const details = new Details(view, {
 });
 const logs = new Logs(view, {
   hover: (row) => waterfall.mark(row < 0 ? [] : [row]),
-  select: (row) => row >= 0 && waterfall.select(row, true),
+  select: (row) => row >= 0 && waterfall.select(row),
 });
 const waterfall = new Waterfall(view, {
-  select(row, byUser) {
+  select(row, open) {
     logs.select(row);
-    if (!byUser) return;
-    details.show(row);
+    if (open || details.open) details.show(row);
     history.replaceState(null, "", `#${view.rows[row].id}`);
   },
   hover: (row) => logs.hover(row),
@@ -53,8 +52,8 @@ function search() {
   byId("find-count").textContent = matches.size ? `${count(matches.size)} found, ↵ for the next` : "nothing found";
 }
 
-const nextMatch = (step) => waterfall.matches?.size && waterfall.next((row) => waterfall.matches.has(row), step);
-const nextError = () => waterfall.next((row) => view.rows[row].error !== undefined);
+const nextMatch = (step) => waterfall.matches?.size && waterfall.next((row) => waterfall.matches.has(row), { step });
+const nextError = () => waterfall.next((row) => view.rows[row].error !== undefined, { open: true });
 
 find.addEventListener("input", search);
 find.addEventListener("keydown", (event) => {

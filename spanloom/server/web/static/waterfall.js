@@ -9,7 +9,7 @@ const MAX_INDENT = 18; // levels; deeper ones would leave no room for the name
 const TICKS = 6;
 
 export class Waterfall {
-  /** `on` = {select(row, byUser), open(row), hover(row)}; a row is an index into view.rows. */
+  /** `on` = {select(row, open), hover(row)}; a row is an index into view.rows. */
   constructor(view, on) {
     this.view = view;
     this.rows = view.rows;
@@ -70,12 +70,12 @@ export class Waterfall {
 
   fold(row) {
     if (this.rows[row].size > 1 && !this.collapsed.has(row)) this.toggle(row);
-    else if (this.rows[row].parent >= 0) this.select(this.rows[row].parent, true);
+    else this.select(this.rows[row].parent);
   }
 
   unfold(row) {
     if (this.collapsed.has(row)) this.toggle(row);
-    else if (this.rows[row].size > 1) this.select(row + 1, true);
+    else if (this.rows[row].size > 1) this.select(row + 1);
   }
 
   /** Show the two upper levels only. */
@@ -91,7 +91,8 @@ export class Waterfall {
 
   // --- selection and marks ----------------------------------------------------------------------
 
-  select(row, byUser = false) {
+  /** Make a row the current one; `open` asks for its details. */
+  select(row, open = false) {
     if (row < 0 || row >= this.rows.length) return;
     for (let above = this.rows[row].parent; above >= 0; above = this.rows[above].parent) {
       this.collapsed.delete(above);
@@ -100,21 +101,21 @@ export class Waterfall {
     if (!this.place.has(row)) this.#refold();
     this.#reveal(row);
     this.render(true);
-    this.on.select(row, byUser);
+    this.on.select(row, open);
   }
 
   move(step) {
     const at = this.current < 0 ? (step > 0 ? -1 : 0) : this.place.get(this.current);
     const next = Math.min(Math.max((at ?? 0) + step, 0), this.shown.length - 1);
-    this.select(this.shown[next], true);
+    this.select(this.shown[next]);
   }
 
   /** Select the next row that passes `test`, folded ones included, round the end. */
-  next(test, step = 1) {
+  next(test, { step = 1, open = false } = {}) {
     const total = this.rows.length;
     for (let tried = 1; tried <= total; tried += 1) {
       const row = (((this.current + step * tried) % total) + total) % total;
-      if (test(row)) return this.select(row, true);
+      if (test(row)) return this.select(row, open);
     }
     return undefined;
   }
@@ -181,7 +182,7 @@ export class Waterfall {
     const [from, to] = this.range;
     const rough = (to - from) / TICKS;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.9);
     const ticks = [];
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) ticks.push(at);
     return { ticks, step };
@@ -264,7 +265,10 @@ export class Waterfall {
     if (row.error !== undefined) parts.push(element("span", "mark", "!", { title: row.error }));
     parts.push(element("span", "label", row.name, { title: `${service.name} · ${row.name}` }));
     if (row.category) parts.push(element("span", `chip ${row.category}`, row.category));
-    if (row.outcome) parts.push(element("span", `badge outcome ${row.outcome === "error" || row.outcome === "timeout" ? "bad" : ""}`, row.outcome.replaceAll("_", " ")));
+    // The red mark says "error" already.
+    if (row.outcome && row.outcome !== "error") {
+      parts.push(element("span", `badge outcome${row.error === undefined ? "" : " bad"}`, row.outcome.replaceAll("_", " ")));
+    }
     if (row.incomplete) parts.push(element("span", "badge bad", "incomplete"));
     if (row.orphan) parts.push(element("span", "badge", "parent not received", { title: `Parent span ${row.orphan}` }));
     if (row.size > 1 && this.collapsed.has(index)) parts.push(element("span", "folded", `+${count(row.size - 1)}`));
