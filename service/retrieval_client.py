@@ -88,7 +88,7 @@ class RetrievalClient:
         )
         by_id = {passage["passage_id"]: passage for passage in passages}
         return [
-            Passage(**{**by_id[ranked["passage_id"]], "score": float(ranked["score"])})  # type: ignore[typeddict-item]  # mypy loses the keys in the spread
+            Passage(**{**by_id[ranked["passage_id"]], "score": float(ranked["score"])})
             for ranked in body["passages"]
             if ranked["passage_id"] in by_id
         ]

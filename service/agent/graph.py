@@ -5,10 +5,10 @@ route ─┬▸ retrieve ─┐
        └▸ retrieve ─┘
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
@@ -61,22 +61,28 @@ class Agent:
         makes sure that one thread has one run at a time.
         """
         context = RunContext()
+        durability: Literal["exit"] | None = None
         config: RunnableConfig = {"recursion_limit": self._recursion_limit}
         graph = self._forgetful
         if thread_id is not None:
             graph = self._remembering
+            # One checkpoint a turn: a run that was cut leaves no half turn behind, and the state
+            # of every step on disk would help nobody.
+            durability = "exit"
             config["configurable"] = {"thread_id": thread_id}
         state: dict[str, Any] = {}
-        stream = graph.astream(
-            new_turn(question),  # type: ignore[arg-type]  # a turn's input is a part of the state
-            config,
-            context=context,
-            stream_mode=["custom", "values"],
-            # One checkpoint a turn: a run that was cut leaves no half turn behind, and the
-            # state of every step on disk would help nobody.
-            durability="exit" if thread_id is not None else None,
+        # typed as a plain iterator, though it is a generator that must be closed
+        stream = cast(
+            "AsyncGenerator[tuple[str, Any]]",
+            graph.astream(
+                new_turn(question),
+                config,
+                context=context,
+                stream_mode=["custom", "values"],
+                durability=durability,
+            ),
         )
-        async with aclosing(stream):  # type: ignore[type-var]  # an async generator, typed as iterator
+        async with aclosing(stream):
             async for mode, part in stream:
                 if mode == "custom":
                     emit(part)
@@ -89,15 +95,15 @@ def _build(nodes: Nodes) -> StateGraph[AgentState, RunContext]:
     def fan_out(state: AgentState) -> list[Send]:
         return [Send("retrieve", SearchInput(query=query)) for query in state["sub_queries"]]
 
-    def after_generate(state: AgentState) -> Literal["reflect", "__end__"]:
+    def after_generate(state: AgentState) -> str:
         return "reflect" if nodes.may_reflect(state) else END
 
-    def after_reflect(state: AgentState) -> Literal["generate", "__end__"]:
+    def after_reflect(state: AgentState) -> str:
         return "generate" if state["missing"] else END
 
     builder = StateGraph(AgentState, context_schema=RunContext)
     builder.add_node("route", nodes.route)
-    builder.add_node("retrieve", nodes.retrieve)
+    builder.add_node("retrieve", nodes.retrieve, input_schema=SearchInput)
     builder.add_node("rerank", nodes.rerank)
     builder.add_node("tools", nodes.tools)
     builder.add_node("generate", nodes.generate)

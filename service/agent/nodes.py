@@ -96,9 +96,9 @@ class Nodes:
             ),
         }
 
-    async def retrieve(self, search: SearchInput) -> dict[str, Any]:
+    async def retrieve(self, state: SearchInput) -> dict[str, Any]:
         """One search of the fan-out."""
-        hits = await self._retrieval.search(search["query"], top_k=self._settings.retrieve_top_k)
+        hits = await self._retrieval.search(state["query"], top_k=self._settings.retrieve_top_k)
         return {"found": hits}
 
     async def rerank(self, state: AgentState) -> dict[str, Any]:

@@ -10,12 +10,13 @@ MAX_QUERY_CHARS: Final = 400
 _WORD: Final = re.compile(r"[\w'+./-]*\w", re.UNICODE)
 _HAN: Final = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _STOP_WORDS: Final = frozenset(
-    (
-        "a about an and any are as at be by can could did do does explain for from give had has"
-        " have how i in into is it its me my of on or please should so tell than that the their"
-        " them then there these this to us was we were what when where which who why will with"
-        " would you your"
-    ).split(" ")
+    _WORD.findall(
+        """
+        a about an and any are as at be by can could did do does explain for from give had has have
+        how i in into is it its me my of on or please should so tell than that the their them then
+        there these this to us was we were what when where which who why will with would you your
+        """
+    )
 )
 # Question words and particles; longest first, so that 为什么 goes whole
 _HAN_STOP: Final = re.compile(

@@ -5,7 +5,7 @@ short list of safe types: dicts, lists, strings and numbers are always on it.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal, TypedDict, cast
 
 from langchain_core.messages import AIMessage
 
@@ -68,9 +68,9 @@ class SearchInput(TypedDict):
     query: str
 
 
-def new_turn(question: str) -> dict[str, Any]:
+def new_turn(question: str) -> AgentState:
     """The input of a run: the question, and everything of the last run wiped."""
-    return {
+    update: dict[str, Any] = {
         "question": question,
         "difficulty": "moderate",
         "sub_queries": [],
@@ -82,6 +82,8 @@ def new_turn(question: str) -> dict[str, Any]:
         "missing": "",
         "reflections": 0,
     }
+    # an update, not a whole state: no `messages`, and None resets `found`
+    return cast("AgentState", update)
 
 
 @dataclass(slots=True)
