@@ -9,6 +9,8 @@ from service.llm.prompt import Prompt
 
 # A sentence of which this share of the content terms stands in one source is taken from it.
 _SUPPORT: Final = 0.6
+# One that joins several sources needs more, since common words are found in any large text.
+_SUPPORT_TOGETHER: Final = 0.9
 # An answer that speaks about this share of its question, by weight, covers it.
 _COMPLETE: Final = 0.5
 
@@ -20,9 +22,17 @@ class Judgement:
     grounded: bool
     complete: bool
     missing: tuple[str, ...]
-    """Words of the question the answer does not speak about, as written there."""
+    """Words of the question the answer does not speak about, as written there; none if it is
+    good as it is."""
+    unsupported: tuple[str, ...]
+    """Sentences of the answer that no source supports."""
     coverage: float
     """Share of the question, 0 to 1, the answer speaks about."""
+
+    @property
+    def shortcomings(self) -> str:
+        """What to add, or else what to take back; empty if nothing."""
+        return ", ".join(self.missing) or " ".join(self.unsupported)
 
 
 def judge(prompt: Prompt, care: Care) -> Judgement:
@@ -52,12 +62,16 @@ def judge(prompt: Prompt, care: Care) -> Judgement:
         said_terms |= frozenset(language.terms(" ".join(quotes)))
         said_terms |= _answered_by_tools(prompt.question)
     covered = ranking.coverage(weights, said_terms) if weights else float(bool(claims or quotes))
+    unsupported = tuple(claim for claim in claims if not _supported(claim, sources))
+    grounded = not unsupported
+    complete = covered >= _COMPLETE if claims or quotes else _honest(prompt, text, care)
     surfaces = language.surface_terms(prompt.question)
     missing = dict.fromkeys(surface for term, surface in surfaces.items() if term not in said_terms)
     return Judgement(
-        grounded=all(_supported(claim, sources) for claim in claims),
-        complete=covered >= _COMPLETE if claims or quotes else _honest(prompt, text, care),
-        missing=tuple(missing),
+        grounded=grounded,
+        complete=complete,
+        missing=() if grounded and complete else tuple(missing),
+        unsupported=unsupported,
         coverage=covered,
     )
 
@@ -82,4 +96,7 @@ def _answered_by_tools(question: str) -> frozenset[str]:
 
 def _supported(claim: str, sources: list[frozenset[str]]) -> bool:
     terms = frozenset(language.terms(claim))
-    return any(len(terms & source) >= _SUPPORT * len(terms) for source in sources)
+    together = frozenset[str]().union(*sources)
+    return len(terms & together) >= _SUPPORT_TOGETHER * len(terms) or any(
+        len(terms & source) >= _SUPPORT * len(terms) for source in sources
+    )

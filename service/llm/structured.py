@@ -8,7 +8,7 @@ is asked for beyond it is refused, so what is returned always fits its schema.
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from service.llm import extractive, language, questions
@@ -102,14 +102,10 @@ class _Place:
         """The property's name in words."""
         return self.path.rpartition(".")[2].replace("_", " ")
 
-    def child(self, name: str, schema: Mapping[str, Any]) -> "_Place":
+    def child(self, name: str, schema: object) -> "_Place":
         """The place of property `name`."""
-        words = (
-            name,
-            name.replace("_", " "),
-            schema.get("title", ""),
-            schema.get("description", ""),
-        )
+        told = schema if isinstance(schema, Mapping) else {}
+        words = (name, name.replace("_", " "), told.get("title", ""), told.get("description", ""))
         return _Place(
             " ".join(str(word) for word in words), f"{self.path}.{name}".lstrip("."), self.depth + 1
         )
@@ -132,7 +128,11 @@ class Filler:
         """
         name = str(schema.get("title", ""))
         place = _Place(f"{name} {name.replace('_', ' ')} {schema.get('description', '')}", "", 0)
-        return self._value(schema, schema, place)
+        try:
+            return self._value(schema, schema, place)
+        except (AttributeError, TypeError) as error:
+            # A keyword holds something of another kind than JSON schema says.
+            raise UnsupportedSchemaError("", f"not a JSON schema: {error}") from error
 
     @property
     def _judgement(self) -> Judgement:
@@ -205,9 +205,9 @@ class Filler:
             raise UnsupportedSchemaError(place.path, "maxItems is below minItems")
         item = _resolved(items, root, place)
         if _kind(item) == "string" and not {"enum", "const", "anyOf"} & item.keys():
-            about = f"{place.about} {item.get('description', '')}"
+            described = replace(place, about=f"{place.about} {item.get('description', '')}")
             found: list[Any] = [
-                _within_length(text, item, place) for text in self._strings(about, most)
+                _within_length(text, item, place) for text in self._strings(described, most)
             ]
         elif most == 0:
             found = []
@@ -224,16 +224,18 @@ class Filler:
             )
         return found[:most]
 
-    def _strings(self, about: str, limit: int) -> list[str]:
+    def _strings(self, place: _Place, limit: int) -> list[str]:
         prompt = self._prompt
-        if _ABOUT_GAPS.search(about):
-            return list(self._judgement.missing[:limit])
-        if _ABOUT_QUERY.search(about):
-            return questions.decompose(prompt, limit)
-        if _ABOUT_WORDS.search(about):
-            return language.content_words(prompt.question)[:limit]
-        if _ABOUT_SOURCES.search(about):
-            return self._sources()[:limit]
+        by_meaning: tuple[tuple[re.Pattern[str], Callable[[], list[str]]], ...] = (
+            (_ABOUT_GAPS, lambda: list(self._judgement.missing)),
+            (_ABOUT_QUERY, lambda: questions.decompose(prompt, limit)),
+            (_ABOUT_WORDS, lambda: language.content_words(prompt.question)),
+            (_ABOUT_SOURCES, self._sources),
+        )
+        for about in (place.own_name, place.about):
+            for meaning, make in by_meaning:
+                if meaning.search(about):
+                    return make()[:limit]
         return questions.decompose(prompt, limit)
 
     def _choice(self, options: list[Any], place: _Place) -> Any:
@@ -275,7 +277,7 @@ class Filler:
     def _string(self, place: _Place) -> str:
         prompt = self._prompt
         by_meaning: tuple[tuple[re.Pattern[str], Callable[[], str]], ...] = (
-            (_ABOUT_GAPS, lambda: ", ".join(self._judgement.missing)),
+            (_ABOUT_GAPS, lambda: self._judgement.shortcomings),
             (_ABOUT_LANGUAGE, lambda: language.detect(prompt.question)),
             (_ABOUT_QUERY, lambda: questions.standalone(prompt)),
             (_ABOUT_ANSWER, self._answer),

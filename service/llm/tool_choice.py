@@ -79,12 +79,15 @@ class Tool:
     def properties(self) -> Mapping[str, Mapping[str, Any]]:
         """Parameter schemas by name."""
         properties = self.parameters.get("properties")
-        return properties if isinstance(properties, Mapping) else {}
+        if not isinstance(properties, Mapping):
+            return {}
+        return {name: each for name, each in properties.items() if isinstance(each, Mapping)}
 
     @property
     def required(self) -> frozenset[str]:
         """Names of parameters that must be given."""
-        return frozenset(self.parameters.get("required") or ())
+        required = self.parameters.get("required")
+        return frozenset(required) if isinstance(required, list) else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
