@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx2
 
-from spanloom.model import LogEvent, Span
-from spanloom.otlp import logs_to_json, traces_to_json
+from spanloom.model import LogEvent, MetricPoint, Span
+from spanloom.otlp import logs_to_json, metrics_to_json, traces_to_json
 from spanloom.server.app import Addresses, ServerConfig, serve
 
 
@@ -30,6 +30,9 @@ class LiveServer:
 
     def send_logs(self, *logs: LogEvent) -> None:
         self._send("logs", logs_to_json(logs))
+
+    def send_metrics(self, *points: MetricPoint) -> None:
+        self._send("metrics", metrics_to_json(points))
 
     def _send(self, signal: str, document: object) -> None:
         answer = httpx2.post(f"{self.addresses.otlp_http}/v1/{signal}", json=document, timeout=30)

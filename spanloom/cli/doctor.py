@@ -45,6 +45,7 @@ def doctor(
     otlp_endpoint: Annotated[
         str,
         typer.Option(
+            metavar="URL",
             envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
             help="Where the test span is sent, by OTLP over HTTP.",
         ),

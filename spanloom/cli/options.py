@@ -43,7 +43,10 @@ duration_ns = _option_parser(lambda text: query_params.duration_ns(text, "the ti
 size_bytes = _option_parser(parse_bytes)
 
 Url = Annotated[
-    str, typer.Option("--url", envvar="SPANLOOM_URL", help="Address of the server to ask.")
+    str,
+    typer.Option(
+        "--url", metavar="URL", envvar="SPANLOOM_URL", help="Address of the server to ask."
+    ),
 ]
 Db = Annotated[
     Path | None,
@@ -54,7 +57,6 @@ Db = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Port = Annotated[int, typer.Option(min=0, max=65535)]
 
 
 @contextmanager

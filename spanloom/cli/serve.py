@@ -24,19 +24,26 @@ def serve(
     *,
     data_dir: Annotated[
         Path,
-        typer.Option(help="Folder of the store; made if missing."),
+        typer.Option(metavar="DIR", help="Folder of the store; made if missing."),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Beyond loopback anybody may read and write.")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on. Beyond loopback anybody may read and write.",
+        ),
     ] = "127.0.0.1",
     otlp_grpc_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="OTLP/gRPC; 0 for a free one.")
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="OTLP/gRPC; 0 for a free one.")
     ] = ports.OTLP_GRPC,
     otlp_http_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="OTLP/HTTP; 0 for a free one.")
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="OTLP/HTTP; 0 for a free one.")
     ] = ports.OTLP_HTTP,
     query_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Query API and page; 0 for a free one.")
+        int,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Query API and page; 0 for a free one."
+        ),
     ] = ports.QUERY_HTTP,
     durability: Annotated[
         Durability,

@@ -33,8 +33,12 @@ _COLUMNS = (
 
 def traces(
     *,
-    service: Annotated[str | None, typer.Option(help="Only traces with spans of it.")] = None,
-    operation: Annotated[str | None, typer.Option(help="Only with a span of this name.")] = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only traces with spans of it.")
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only with a span of this name.")
+    ] = None,
     tags: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,7 +58,9 @@ def traces(
         int | None,
         typer.Option(parser=options.duration_ns, metavar="TIME", help="Begun within this time."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1500, help="At most this many.")] = 20,
+    limit: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, max=1500, help="At most this many.")
+    ] = 20,
     url: options.Url = options.DEFAULT_URL,
     db: options.Db = None,
     as_json: options.Json = False,

@@ -62,17 +62,28 @@ def up(
     data_dir: Annotated[
         Path,
         typer.Option(
-            envvar="SPANLOOM_DATA_DIR", help="Folder for traces, logs and the service's files."
+            metavar="DIR",
+            envvar="SPANLOOM_DATA_DIR",
+            help="Folder for traces, logs and the service's files.",
         ),
     ] = Path("var"),
     otlp_grpc_port: Annotated[
-        int, typer.Option(min=1, max=65535, envvar="SPANLOOM_OTLP_GRPC_PORT", help="OTLP/gRPC.")
+        int,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, envvar="SPANLOOM_OTLP_GRPC_PORT", help="OTLP/gRPC."
+        ),
     ] = ports.OTLP_GRPC,
     otlp_http_port: Annotated[
-        int, typer.Option(min=1, max=65535, envvar="SPANLOOM_OTLP_HTTP_PORT", help="OTLP/HTTP.")
+        int,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, envvar="SPANLOOM_OTLP_HTTP_PORT", help="OTLP/HTTP."
+        ),
     ] = ports.OTLP_HTTP,
     query_port: Annotated[
-        int, typer.Option(min=1, max=65535, envvar="SPANLOOM_QUERY_PORT", help="Query and page.")
+        int,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, envvar="SPANLOOM_QUERY_PORT", help="Query and page."
+        ),
     ] = ports.QUERY_HTTP,
     port_choice: Annotated[
         Ports, typer.Option("--ports", help="auto: free ports for everything.")

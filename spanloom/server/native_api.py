@@ -1,6 +1,6 @@
 """Our own query API, lossless: traces, logs and metrics come back as the OTLP they came in as.
 
-    GET /api/spanloom/traces?service=&operation=&tag=k:v&start_ns=&end_ns=
+    GET /api/spanloom/traces?service=&operation=&tag=k:v&tags={json}&start_ns=&end_ns=
                              &min_duration_ns=&max_duration_ns=&errors=&limit=
     GET /api/spanloom/traces/{id}                    {"trace": TracesData}
     GET /api/spanloom/traces/{id}/spans/{span_id}    {"trace": TracesData} of that one span
@@ -60,6 +60,8 @@ def routes(reader: Reader) -> list[Route]:
 def trace_query(params: QueryParams) -> TraceQuery:
     """What `/api/spanloom/traces` asks for. Raises QueryError."""
     tags = query_params.tags_from_pairs(params.getlist("tag"))
+    if params.get("tags"):  # for keys that hold a colon
+        tags |= query_params.tags_from_json(params["tags"])
     if query_params.boolean(params.get("errors", ""), "errors"):
         tags["error"] = "true"
     start_ns, end_ns = _optional(params, "start_ns"), _optional(params, "end_ns")

@@ -83,8 +83,8 @@ class HttpReader:
 
     def find_summaries(self, query: TraceQuery) -> list[TraceSummary]:
         """One line per trace, newest first."""
-        parameters = [("tag", f"{key}:{value}") for key, value in query.tags.items()]
-        parameters += _given(
+        parameters = _given(
+            tags=orjson.dumps(dict(query.tags)).decode() if query.tags else None,
             service=query.service,
             operation=query.operation,
             start_ns=query.start_ns,

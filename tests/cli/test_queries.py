@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from spanloom import semconv
+from spanloom.cli.listeners import free_ports, is_taken
 from spanloom.cli.main import main
 from spanloom.model import LogEvent, Resource, Span, Status, StatusCode
 from tests.live_server import LiveServer, live_server
@@ -334,16 +335,14 @@ def test_doctor_recognises_a_stranger_on_the_port(
     spanloom: Run, script: Callable[[str], list[str]], eventually: Callable[..., None]
 ) -> None:
     """Something that answers is not yet a Spanloom server."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    (port,) = free_ports(1)
     stranger = subprocess.Popen(
         [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        eventually(lambda: is_taken(port))
         code, out, _ = spanloom("doctor", "--url", f"http://127.0.0.1:{port}", "--json")
     finally:
         stranger.kill()
