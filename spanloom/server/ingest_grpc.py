@@ -68,7 +68,7 @@ def _handler(signal: Signal, intake: Intake, monitor: Monitor) -> Handler:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # the edge: every error has its status
-            code, details = _status(error)
+            code, details = status_of(error)
             monitor.refused(signal.name, code.name)
             await context.abort(code, message_of(error), details)
         return answer.SerializeToString()
@@ -76,7 +76,7 @@ def _handler(signal: Signal, intake: Intake, monitor: Monitor) -> Handler:
     return export
 
 
-def _status(error: Exception) -> tuple[grpc.StatusCode, tuple[tuple[str, bytes], ...]]:
+def status_of(error: Exception) -> tuple[grpc.StatusCode, tuple[tuple[str, bytes], ...]]:
     """Status code and trailing metadata that tell of `error`."""
     match error:
         case PayloadError() | StoreRejectedError():

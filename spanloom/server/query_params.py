@@ -29,7 +29,7 @@ _UNITS_NS: Final = {
 }
 _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d|w)")
 _HEX_ID: Final = re.compile(r"[0-9a-fA-F]{1,32}")
-_LOGFMT_PAIR: Final = re.compile(r'([^\s="]+)=(?:"((?:[^"\\]|\\.)*)"|(\S*))\s*')
+_LOGFMT_PAIR: Final = re.compile(r'([^\s="]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s"]\S*)?)(?:\s+|$)')
 _MAX_INT64: Final = 2**63 - 1
 
 
@@ -124,7 +124,7 @@ def tags_from_logfmt(text: str, parameter: str = "tags") -> dict[str, str]:
                 f'{parameter}: cannot read {text[position:]!r}; write key=value, or key="two words"'
             )
         quoted, plain = pair[2], pair[3]
-        tags[pair[1]] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
+        tags[pair[1]] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain or ""
         position = pair.end()
     return tags
 

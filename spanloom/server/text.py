@@ -64,7 +64,7 @@ def cost(usd: float | None) -> str:
         return "$0"
     if abs(usd) >= 1:
         return f"${usd:,.2f}"
-    return f"${usd:.2g}" if abs(usd) < 1e-4 else f"${usd:.4f}"  # noqa: PLR2004
+    return "<$0.0001" if 0 < usd < 1e-4 else f"${usd:.4f}"  # noqa: PLR2004
 
 
 def iso_time(ns: int) -> str:

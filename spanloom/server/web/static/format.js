@@ -46,7 +46,7 @@ export function cost(usd) {
   if (usd === undefined || usd === null) return "";
   if (usd === 0) return "$0";
   if (Math.abs(usd) >= 1) return `$${usd.toFixed(2)}`;
-  return Math.abs(usd) < 1e-4 ? `$${usd.toPrecision(2)}` : `$${usd.toFixed(4)}`;
+  return usd > 0 && usd < 1e-4 ? "<$0.0001" : `$${usd.toFixed(4)}`;
 }
 
 /** An element with a class, text or children, and properties; text is never parsed as markup. */
