@@ -73,7 +73,7 @@ _ENDING: Final = Guard("the end of a span cannot be described")
 class Frame(UsageScope):
     """What the spans below a workflow, agent, node or tool span need to know of it."""
 
-    __slots__ = ("agent_name", "conversation_id", "cut_by", "interrupted", "is_run")
+    __slots__ = ("agent_name", "conversation_id", "cut_by", "interrupted", "run_span")
 
     def __init__(
         self, outer: UsageScope | None, *, conversation_id: str | None, agent_name: str | None
@@ -82,8 +82,8 @@ class Frame(UsageScope):
         self.parent = outer
         self.conversation_id = conversation_id
         self.agent_name = agent_name
-        self.is_run = False
-        """Whether this is a whole graph run, not a node or tool in it."""
+        self.run_span: Span | None = None
+        """The span, where it is that of a whole graph run and not of a node or tool in it."""
         self.interrupted = False
         self.cut_by: BaseException | None = None
         """Why LangGraph cut this body off: its node timeout, seen by the body as cancelled."""

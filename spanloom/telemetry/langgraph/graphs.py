@@ -15,7 +15,7 @@ from spanloom import semconv
 from spanloom.telemetry import endings, metrics
 from spanloom.telemetry.langgraph import classify
 from spanloom.telemetry.langgraph.context import Frame, Guard, Unit, aiterate, frame_of, iterate
-from spanloom.telemetry.usage import UsageScope
+from spanloom.telemetry.langgraph.resume import run_frame
 
 _NOTING: Final = Guard("an interrupt cannot be noted")
 
@@ -43,12 +43,12 @@ class GraphRun(Unit):
         if conversation_id is not None:
             attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
         frame = Frame(outer, conversation_id=conversation_id, agent_name=name if is_agent else None)
-        frame.is_run = True
         self._name = name
         self._operation = operation
         super().__init__(
             tracer, f"{operation} {name}", attributes, context=context, frame=frame, outer=outer
         )
+        frame.run_span = self.span
 
     def _read(self, result: Any) -> endings.Ending | None:
         del result  # LangGraph reports an interrupt to its caller as an ordinary result
@@ -109,12 +109,9 @@ def trace_suppress_interrupt(_tracer: Tracer, original: Callable[..., Any]) -> C
     def _suppress_interrupt(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
         with _NOTING:
             if endings.classify(exc_value) is endings.INTERRUPTED:
-                scope: UsageScope | None = frame_of(get_current())
-                while scope is not None:
-                    if isinstance(scope, Frame) and scope.is_run:
-                        scope.interrupted = True
-                        break
-                    scope = scope.parent
+                frame = run_frame()
+                if frame is not None:
+                    frame.interrupted = True
         return original(self, exc_type, exc_value, traceback)
 
     return _suppress_interrupt

@@ -18,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Tracer, TracerProvider
 
 from spanloom import __version__, semconv
-from spanloom.telemetry.langgraph import graphs, models, nodes, tools
+from spanloom.telemetry.langgraph import graphs, models, nodes, resume, tools
 from spanloom.telemetry.langgraph.context import Guard, warn_once
 
 Wrapper = Callable[[Tracer, Callable[..., Any]], Callable[..., Any]]
@@ -38,6 +38,7 @@ class Seam(NamedTuple):
 
 _RETRY: Final = "langgraph.pregel._retry"
 _RUNNER: Final = "langgraph.pregel._runner"
+_LOOP: Final = "langgraph.pregel._loop"
 _PREGEL: Final = "langgraph.pregel.main"
 _TOOLS: Final = "langchain_core.tools.base"
 _MODELS: Final = "langchain_core.language_models.chat_models"
@@ -45,12 +46,9 @@ _MODELS: Final = "langchain_core.language_models.chat_models"
 SEAMS: Final = (
     Seam(_PREGEL, "Pregel", "stream", graphs.trace_stream),
     Seam(_PREGEL, "Pregel", "astream", graphs.trace_astream),
-    Seam(
-        "langgraph.pregel._loop",
-        "PregelLoop",
-        "_suppress_interrupt",
-        graphs.trace_suppress_interrupt,
-    ),
+    Seam(_LOOP, "PregelLoop", "_suppress_interrupt", graphs.trace_suppress_interrupt),
+    Seam(_LOOP, "PregelLoop", "_first", resume.trace_first, optional=True),
+    Seam(_LOOP, "PregelLoop", "_put_checkpoint", resume.trace_put_checkpoint, optional=True),
     Seam(_RUNNER, None, "run_with_retry", nodes.trace_run_with_retry),
     Seam(_RUNNER, None, "arun_with_retry", nodes.trace_arun_with_retry),
     Seam(_RETRY, None, "_arun_with_timeout", nodes.trace_run_with_timeout, optional=True),
@@ -62,6 +60,7 @@ SEAMS: Final = (
     Seam(_MODELS, "BaseChatModel", "astream", models.trace_astream),
     Seam(_MODELS, "BaseChatModel", "_iter_v2_events", models.trace_events, optional=True),
     Seam(_MODELS, "BaseChatModel", "_aiter_v2_events", models.trace_aevents, optional=True),
+    Seam("anthropic._base_client", None, "start_api_call_span", models.yield_to_us, optional=True),
 )
 
 

@@ -11,12 +11,14 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Final
 
+from opentelemetry import trace
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import SpanKind, Tracer
 
 from spanloom.telemetry.langgraph.chat import ChatCall, EventCall
 from spanloom.telemetry.langgraph.context import Guard, aiterate, arun, begin, iterate, run
 
+_YIELDING: Final = Guard("the Anthropic SDK's own span cannot be told apart")
 _TAPPING: Final = Guard("the chunks of a model cannot be counted")
 _CHOOSING: Final = Guard("LangChain's choice between streaming and not is unknown")
 
@@ -183,3 +185,27 @@ def trace_aevents(
         return aiterate(functools.partial(EventCall, tracer, self, kwargs), body, get_current())
 
     return _aiter_v2_events
+
+
+def yield_to_us(_tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `anthropic._base_client.start_api_call_span`.
+
+    The Anthropic SDK makes a model span by itself. Inside one of ours that would be the same
+    request twice, tokens included; the SDK takes None for "no span". Used by itself it keeps its
+    own.
+    """
+
+    @functools.wraps(original)
+    def start_api_call_span(*args: Any, **kwargs: Any) -> Any:
+        with _YIELDING:
+            span = trace.get_current_span()
+            scope = getattr(span, "instrumentation_scope", None)
+            if (
+                getattr(span, "kind", None) is SpanKind.CLIENT
+                and scope is not None
+                and scope.name.startswith("spanloom.telemetry")
+            ):
+                return None
+        return original(*args, **kwargs)
+
+    return start_api_call_span
