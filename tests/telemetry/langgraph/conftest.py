@@ -102,7 +102,7 @@ class Recorded:
 
 
 class Server(ThreadingHTTPServer):
-    """GET /mark/{anything} notes the traceparent; POST /v1/chat/completions answers as a model."""
+    """GET /mark/{anything} notes the traceparent; POST answers as OpenAI or Anthropic would."""
 
     daemon_threads = True
 
@@ -125,6 +125,23 @@ class Server(ThreadingHTTPServer):
     async def aget(self, path: str) -> None:
         async with httpx2.AsyncClient() as client:
             await client.get(f"{self.url}/mark/{path}")
+
+
+_ANTHROPIC_ANSWER = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-offline-2026",
+    "content": [{"type": "text", "text": "你好 world"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {
+        "input_tokens": 6,
+        "cache_read_input_tokens": 3,
+        "cache_creation_input_tokens": 2,
+        "output_tokens": 5,
+    },
+}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -156,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "2")
             self.end_headers()
             self.wfile.write(b"{}")
+            return
+        if self.path == "/v1/messages":
+            self._send(json.dumps(_ANTHROPIC_ANSWER).encode())
             return
         usage = {
             "prompt_tokens": 11,

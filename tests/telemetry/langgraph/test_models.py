@@ -3,8 +3,10 @@
 import asyncio
 from typing import Any, TypedDict
 
+import anthropic
 import openai
 import pytest
+from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
@@ -179,6 +181,50 @@ async def test_stream_events_v3_of_a_model(recorded: Any, server: Any, asynchron
     assert USAGE.items() <= chat.items()
     assert chat["spanloom.stream.chunks"] == 4
     assert chat["gen_ai.request.stream"] is True
+
+
+async def test_anthropic(recorded: Any, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Anthropic SDK has spans of its own: inside ours there is one model span all the same."""
+    set_global(monkeypatch, recorded.provider)
+    model = ChatAnthropic(
+        model="claude-offline", base_url=server.url, api_key="none", max_retries=0, max_tokens=64
+    )
+    await model.ainvoke("hi")
+    assert recorded.tree() == [["chat claude-offline", ["POST"]]]
+    assert recorded.attributes("chat claude-offline") == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "anthropic",
+        "gen_ai.request.model": "claude-offline",
+        "server.address": "127.0.0.1",
+        "server.port": server.server_port,
+        "gen_ai.request.max_tokens": 64,
+        "gen_ai.response.model": "claude-offline-2026",
+        "gen_ai.response.id": "msg_1",
+        "gen_ai.response.finish_reasons": ("end_turn",),
+        "gen_ai.usage.input_tokens": 11,
+        "gen_ai.usage.output_tokens": 5,
+        "gen_ai.usage.cache_read.input_tokens": 3,
+        "gen_ai.usage.cache_write.input_tokens": 2,
+        "spanloom.outcome": "ok",
+    }
+
+
+def set_global(monkeypatch: pytest.MonkeyPatch, provider: Any) -> None:
+    """Let libraries that ask for the global provider have this one."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+
+async def test_the_anthropic_sdk_by_itself_keeps_its_span(
+    recorded: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Used without LangChain, its own span is the only one that knows the tokens."""
+    set_global(monkeypatch, recorded.provider)
+    sdk = anthropic.AsyncAnthropic(base_url=server.url, api_key="none", max_retries=0)
+    with recorded.tracer.start_as_current_span("request"):
+        await sdk.messages.create(
+            model="claude-offline", max_tokens=9, messages=[{"role": "user", "content": "hi"}]
+        )
+    assert recorded.tree() == [["request", [["anthropic.messages.create", ["POST"]]]]]
 
 
 async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:

@@ -104,6 +104,17 @@ async def test_a_new_question_in_a_thread_is_no_resume(recorded: Any) -> None:
 )
 async def test_what_somebody_else_wrote_is_not_believed(recorded: Any, value: Any) -> None:
     """Anything but a traceparent in the checkpoint's metadata is ignored."""
+    assert await links_after(recorded, value) == []
+
+
+async def test_a_traceparent_is_all_that_is_read(recorded: Any) -> None:
+    """The counterpart of the test above: the same place, a valid value."""
+    links = await links_after(recorded, f"00-{'1' * 32}-{'2' * 16}-01")
+    assert links == [(int("1" * 32, 16), int("2" * 16, 16))]
+
+
+async def links_after(recorded: Any, value: Any) -> list[tuple[int, int]]:
+    """Interrupt a run, change what its checkpoints say, resume it: ids of the links."""
     saver = InMemorySaver()
     paused = graph(saver)
     await paused.ainvoke({}, CONFIG)
@@ -115,7 +126,8 @@ async def test_what_somebody_else_wrote_is_not_believed(recorded: Any, value: An
     recorded.clear()
     result = await paused.ainvoke(Command(resume="this"), CONFIG)
     assert result["seen"] == ["first", "this"]
-    assert recorded.one("invoke_workflow g").links == ()
+    found = recorded.one("invoke_workflow g").links
+    return [(link.context.trace_id, link.context.span_id) for link in found]
 
 
 async def test_an_unsampled_run_leaves_no_name(recorded: Any) -> None:
