@@ -14,14 +14,14 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 US = START // 1000
 
 
-@pytest.fixture
-def filled(server: Client) -> Client:
+@pytest.fixture(scope="module")
+def filled(shared: Client) -> Client:
     """The agent's trace, and one of ten seconds later with nothing in common."""
-    server.send(spans=agent_trace(TRACE_ID).spans)
+    shared.send(spans=agent_trace(TRACE_ID).spans)
     other = Builder("b" * 32, START + 10_000_000_000)
     other.span("GET /健康", lasts=5, resource=Resource({"service.name": "其他"}), n=72.5)
-    server.send(spans=other.spans)
-    return server
+    shared.send(spans=other.spans)
+    return shared
 
 
 def found(server: Client, **params: Any) -> list[str]:
@@ -227,8 +227,8 @@ def test_ids_that_are_not_there_are_reported_beside_those_that_are(filled: Clien
         ("/api/operations", 400, "service"),
     ],
 )
-def test_errors_have_jaegers_shape(server: Client, path: str, code: int, part: str) -> None:
-    answer = server.query.get(path)
+def test_errors_have_jaegers_shape(shared: Client, path: str, code: int, part: str) -> None:
+    answer = shared.query.get(path)
 
     assert code == answer.status_code
     body = answer.json()

@@ -15,15 +15,15 @@ from tests.server.running import Client
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
-@pytest.fixture
-def filled(server: Client) -> Client:
+@pytest.fixture(scope="module")
+def filled(shared: Client) -> Client:
     builder = agent_trace(TRACE_ID)
     point = MetricPoint("agent/requests", MetricKind.GAUGE, START, value=3, resource=AGENT)
-    server.send(spans=builder.spans, logs=builder.logs, metrics=[point])
-    return server
+    shared.send(spans=builder.spans, logs=builder.logs, metrics=[point])
+    return shared
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reader(filled: Client) -> Iterator[HttpReader]:
     http = HttpReader(filled.addresses.query)
     yield http
@@ -116,6 +116,6 @@ def test_errors_are_one_sentence(filled: Client, path: str, code: int, part: str
     assert part in answer.json()["error"]
 
 
-def test_unknown_traces_have_no_log_lines(server: Client) -> None:
-    assert server.json(f"/api/spanloom/traces/{'d' * 32}/logs") == {"resourceLogs": []}
-    assert server.json("/api/spanloom/metrics/none") == {"resourceMetrics": []}
+def test_unknown_traces_have_no_log_lines(shared: Client) -> None:
+    assert shared.json(f"/api/spanloom/traces/{'d' * 32}/logs") == {"resourceLogs": []}
+    assert shared.json("/api/spanloom/metrics/none") == {"resourceMetrics": []}
