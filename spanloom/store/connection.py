@@ -12,43 +12,49 @@ Durability: TypeAlias = Literal["process", "full"]
 """What an acknowledged batch survives: the death of the process, or also a power failure."""
 
 _PAGE_BYTES: Final = 8192
-"""Most spans with their attributes fit in a page several times; 4 kB measured no faster."""
+"""Several spans with their attributes, a stack trace included, fit into one page."""
 _WRITER_CACHE_KIB: Final = 32 * 1024
 _READER_CACHE_KIB: Final = 8 * 1024
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
-def connect_writer(
-    path: Path, durability: Durability, hard_limit_bytes: int | None
-) -> sqlite3.Connection:
-    """The one connection that writes; creates the file."""
-    connection = _connect(path, "rwc")
-    # A WAL commit is in the kernel's hands before it returns, so it outlives the process with
-    # NORMAL; FULL adds the fsync that makes it outlive the machine's power.
-    synchronous = {"process": "NORMAL", "full": "FULL"}[durability]
-    for pragma in (
-        f"page_size={_PAGE_BYTES}",
-        "auto_vacuum=INCREMENTAL",
-        "journal_mode=WAL",
-        f"synchronous={synchronous}",
-        f"cache_size=-{_WRITER_CACHE_KIB}",
-        f"journal_size_limit={_WAL_LIMIT_BYTES}",
-        "secure_delete=OFF",
-    ):
-        connection.execute(f"PRAGMA {pragma}").fetchall()
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """The one connection that writes; an empty file is created where there is none."""
+    return _connect(path, "rwc")
+
+
+def configure_writer(
+    connection: sqlite3.Connection, durability: Durability, hard_limit_bytes: int | None
+) -> None:
+    """Settings of the writing connection. They change the file, so it must be known as ours."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    if pages == 0:  # can only be chosen before the first table
+        _set(connection, page_size=_PAGE_BYTES, auto_vacuum="INCREMENTAL")
+    _set(
+        connection,
+        journal_mode="WAL",
+        # A WAL commit is in the kernel's hands before it returns, so it outlives the process
+        # with NORMAL; FULL adds the fsync that makes it outlive the machine's power.
+        synchronous={"process": "NORMAL", "full": "FULL"}[durability],
+        cache_size=-_WRITER_CACHE_KIB,
+        journal_size_limit=_WAL_LIMIT_BYTES,
+        secure_delete="OFF",
+    )
     if hard_limit_bytes is not None:
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        pages = max(1, hard_limit_bytes // page_bytes)
-        connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
-    return connection
+        _set(connection, max_page_count=max(1, hard_limit_bytes // page_bytes))
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     connection = _connect(path, "ro")
-    connection.execute("PRAGMA query_only=ON").fetchall()
-    connection.execute(f"PRAGMA cache_size=-{_READER_CACHE_KIB}").fetchall()
+    _set(connection, query_only="ON", cache_size=-_READER_CACHE_KIB)
     return connection
+
+
+def _set(connection: sqlite3.Connection, **pragmas: str | int) -> None:
+    for name, value in pragmas.items():
+        connection.execute(f"PRAGMA {name}={value}").fetchall()
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

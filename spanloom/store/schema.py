@@ -25,8 +25,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         StoreVersionError: written by a newer version.
         StoreCorruptError: an SQLite database, but not a store.
     """
-    current = _current_version(connection, path)
-    _refuse_newer(current, path)
+    current = compatible_version(connection, path)
     for number, script in sql.migrations():
         if number > current:
             _apply(connection, number, script)
@@ -39,8 +38,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         StoreVersionError: written by another version.
         StoreCorruptError: not a store.
     """
-    current = _current_version(connection, path)
-    _refuse_newer(current, path)
+    current = compatible_version(connection, path)
     if current < latest_version():
         raise StoreVersionError(
             f"{path} has schema {current}, this Spanloom reads {latest_version()}; "
@@ -48,12 +46,20 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _refuse_newer(current: int, path: Path) -> None:
+def compatible_version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a store, 0 for an empty file, found without changing anything.
+
+    Raises:
+        StoreVersionError: written by a newer version.
+        StoreCorruptError: an SQLite database, but not a store.
+    """
+    current = _current_version(connection, path)
     if current > latest_version():
         raise StoreVersionError(
             f"{path} has schema {current}, this Spanloom knows {latest_version()} at most; "
             "update Spanloom, or choose another data directory."
         )
+    return current
 
 
 def _current_version(connection: sqlite3.Connection, path: Path) -> int:

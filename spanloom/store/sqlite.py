@@ -12,7 +12,7 @@ from typing import Final
 from spanloom.contract import Batch
 from spanloom.errors import ConfigurationError
 from spanloom.store import schema
-from spanloom.store.connection import Durability, connect_writer, translated
+from spanloom.store.connection import Durability, configure_writer, connect_writer, translated
 from spanloom.store.lock import StoreLock
 from spanloom.store.reader import SqliteReader
 from spanloom.store.retention import Retention, Sweeper
@@ -54,12 +54,20 @@ class SqliteStore(SqliteReader):
     ) -> None:
         super().__init__(path)
         self._queue_capacity = max_queue_items
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = StoreLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = StoreLock(path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The data directory {path.parent} cannot be used ({error.strerror}); "
+                "choose one that this user may write to."
+            ) from error
         connection: sqlite3.Connection | None = None
         try:
             with translated(path):
-                connection = connect_writer(path, durability, hard_limit_bytes)
+                connection = connect_writer(path)
+                schema.compatible_version(connection, path)
+                configure_writer(connection, durability, hard_limit_bytes)
                 schema.migrate(connection, path)
                 self._connection = connection
                 self._writer = WriterThread(
@@ -133,6 +141,7 @@ def open_store(
         clock: nanoseconds since the Unix epoch, for arrival times.
 
     Raises:
+        ConfigurationError: the folder cannot be made or written to.
         StoreLockedError: another process, or this one, holds the store.
         StoreVersionError: written by a newer version.
         StoreCorruptError: damaged, or another program's file; nothing is deleted.
