@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.llm import language, ranking
+from service.llm import language, questions, ranking
 from service.llm.prompt import Prompt
 from service.llm.ranking import Sentence
 
@@ -166,13 +166,19 @@ def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
     known = ranking.idf(sentence.terms | sentence.title_terms for sentence in candidates)
     # What an earlier turn lends is the subject; words the sources do not know are not part of it.
     weights = ranking.question_weights(own, known, context=[term for term in lent if term in known])
-    chosen = ranking.choose(
+    chosen: list[Sentence] = []
+    # Each part of a question gets its best sentence before any gets a second.
+    for part in questions.sides(prompt.question):
+        asked = ranking.question_weights(language.terms(part), known)
+        chosen += ranking.choose(candidates, asked, limit=1, prefer=tongue)
+    chosen += ranking.choose(
         candidates,
         weights,
         limit=care.max_sentences,
         prefer=tongue,
         prefer_numbers=language.asks_for_quantity(prompt.question),
     )
+    chosen = list(dict.fromkeys(chosen))[: care.max_sentences]
     spoken: frozenset[str] = frozenset()
     for sentence in chosen:
         spoken |= sentence.terms | sentence.title_terms

@@ -82,7 +82,9 @@ def complete(request: ChatRequest, tokenizer: Tokenizer) -> Completion:
         reply = offline_model.reply(request.to_model(), model)
     except UnsupportedSchemaError as error:
         raise ApiError(
-            f"Invalid schema: {error}.", param="response_format", code="invalid_json_schema"
+            f"Invalid schema: {error}.",
+            param="response_format" if request.wire_format else "tools",
+            code="invalid_json_schema",
         ) from error
     wanted = (request.max_tokens, request.max_completion_tokens)
     limit = min([room, *(each for each in wanted if each is not None)])

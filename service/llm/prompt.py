@@ -14,6 +14,7 @@ from service.llm import language
 from service.llm.tokenizer import content_text
 
 _PASSAGE_TAGS: Final = frozenset({"passages", "context", "documents", "sources", "search_results"})
+_WRITTEN_BY_USERS: Final = frozenset({"question", "query"})
 _TAG: Final = re.compile(
     r"<(passages|context|documents|sources|search_results|tool_results"
     r"|question|query|answer|draft|missing)>"
@@ -140,8 +141,9 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
 def _blocks(text: str) -> tuple[dict[str, str], str]:
     """Tagged blocks by tag, and the prose around them.
 
-    Read from the left, so a tag inside a block is that block's text. A block ends at its own
-    last closing tag before the next block opens, so a question that quotes one stays whole.
+    Read from the left, so a tag inside a block is that block's text. A question reaches to the
+    last of its closing tags and the first block of a tag is the one that counts: what a user
+    writes cannot pass for material.
     """
     blocks: dict[str, str] = {}
     prose: list[str] = []
@@ -149,15 +151,12 @@ def _blocks(text: str) -> tuple[dict[str, str], str]:
     while opening := _TAG.search(text, position):
         tag = opening[1]
         closing = f"</{tag}>"
-        end = text.find(closing, opening.end())
+        find_end = text.rfind if tag in _WRITTEN_BY_USERS else text.find
+        end = find_end(closing, opening.end())
         if end < 0:
             break
-        if tag in ("question", "query", "answer"):
-            following = _TAG.search(text, end)
-            limit = following.start() if following else len(text)
-            end = text.rfind(closing, opening.end(), limit)
         prose.append(text[position : opening.start()])
-        blocks[tag] = text[opening.end() : end]
+        blocks.setdefault(tag, text[opening.end() : end])
         position = end + len(closing)
     prose.append(text[position:])
     return blocks, "\n".join(part.strip() for part in prose if part.strip())

@@ -62,7 +62,7 @@ def decompose(prompt: Prompt, limit: int) -> list[str]:
     pieces = [piece for piece in pieces if language.terms(piece)]
     queries: list[str] = []
     for piece in pieces:
-        queries += _sides(piece)
+        queries += sides(piece)
     if len(queries) < limit:
         queries = [*pieces, *(query for query in queries if query not in pieces)]
     if len(queries) < limit:
@@ -92,8 +92,8 @@ def _subject_of_earlier_turns(prompt: Prompt) -> str:
     return ""
 
 
-def _sides(piece: str) -> list[str]:
-    """The parts of a coordination, each a search of its own; none if there is just one subject."""
+def sides(piece: str) -> list[str]:
+    """The parts of a coordination by their content words; none if there is just one subject."""
     parts = [part.strip(" ?？。.!！") for part in _BETWEEN.split(piece)]
     parts = [part for part in parts if language.terms(part)]
     if len(parts) < _MIN_SIDES:

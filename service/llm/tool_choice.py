@@ -14,6 +14,7 @@ from typing import Any, Final
 from service.llm import arithmetic, language, moments
 from service.llm.extractive import WANTS_REFERENCES
 from service.llm.prompt import Prompt
+from service.llm.structured import UnsupportedSchemaError
 
 _EXPRESSION: Final = re.compile(
     r"expression|arithmetic|formula|calculat|equation|\bmaths?\b|算式|表达式|计算|数学",
@@ -110,14 +111,17 @@ Fill = Callable[[Mapping[str, Any]], Any]
 def choose(prompt: Prompt, tools: Sequence[Tool], fill: Fill, *, parallel: bool) -> list[Call]:
     """The calls the question needs and does not have yet; at most one unless `parallel`.
 
-    A tool whose remaining required parameters cannot be known from the prompt is still called,
-    with values made by `fill`.
+    Required parameters that the question says nothing about get values made by `fill`; a tool
+    for which that fails is not called.
     """
     made = {_made_key(call.name, call.arguments) for call in prompt.tool_calls}
     calls: list[Call] = []
     for tool in tools:
         for known in _known_arguments(tool, prompt):
-            call = _completed(tool, known, fill)
+            try:
+                call = _completed(tool, known, fill)
+            except UnsupportedSchemaError:
+                continue
             if call.key not in made and call.key not in {other.key for other in calls}:
                 calls.append(call)
     return calls if parallel else calls[:1]
@@ -133,7 +137,7 @@ def force(prompt: Prompt, tools: Sequence[Tool], fill: Fill) -> Call:
         tools, key=lambda tool: len(asked & set(language.terms(f"{tool.name} {tool.description}")))
     )
     known = next(iter(_known_arguments(best, prompt)), {})
-    return _completed(best, known, fill)
+    return Call(best.name, {**fill({"type": "object", **best.parameters}), **known})
 
 
 def instructed_word(instructions: str) -> str | None:
@@ -241,11 +245,9 @@ def _takes_string(schema: Mapping[str, Any]) -> bool:
 
 def _completed(tool: Tool, known: Mapping[str, Any], fill: Fill) -> Call:
     """`known` with every other required parameter filled in."""
-    arguments = dict(known)
-    definitions = {key: tool.parameters[key] for key in ("$defs",) if key in tool.parameters}
-    for name in sorted(tool.required - known.keys()):
-        arguments[name] = fill({**definitions, **tool.properties.get(name, {}), "title": name})
-    return Call(tool.name, arguments)
+    unknown = tool.required - known.keys()
+    filled = fill({"type": "object", **tool.parameters}) if unknown else {}
+    return Call(tool.name, {**{name: filled[name] for name in sorted(unknown)}, **known})
 
 
 def _made_key(name: str, arguments: str) -> tuple[str, str]:
