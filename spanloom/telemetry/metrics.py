@@ -84,6 +84,8 @@ _endpoint: Final = _Labels()
 _status: Final = _Labels()
 _tool: Final = _Labels()
 _tool_status: Final = _Labels()
+_workflow: Final = _Labels()
+_agent: Final = _Labels()
 _model: Final = _Labels()
 
 
@@ -218,7 +220,10 @@ def record_workflow(*, name: str, seconds: float, error_type: str | None = None)
         genai_metrics.instruments().invoke_workflow.record(
             seconds,
             _named(
-                semconv.GEN_AI_WORKFLOW_NAME, _tool(name), semconv.OP_INVOKE_WORKFLOW, error_type
+                semconv.GEN_AI_WORKFLOW_NAME,
+                _workflow(name),
+                semconv.OP_INVOKE_WORKFLOW,
+                error_type,
             ),
         )
 
@@ -228,7 +233,7 @@ def record_agent(*, name: str, seconds: float, error_type: str | None = None) ->
     with _never_raises():
         genai_metrics.instruments().invoke_agent.record(
             seconds,
-            _named(semconv.GEN_AI_AGENT_NAME, _tool(name), semconv.OP_INVOKE_AGENT, error_type),
+            _named(semconv.GEN_AI_AGENT_NAME, _agent(name), semconv.OP_INVOKE_AGENT, error_type),
         )
 
 

@@ -113,7 +113,10 @@ class GuardedPropagator(TextMapPropagator):
         if _withhold.get():
             _withhold.set(False)
             return
-        self.inner.inject(carrier, context, setter)
+        try:
+            self.inner.inject(carrier, context, setter)
+        except Exception:  # telemetry never breaks the application
+            _logger.debug("could not write trace context", exc_info=True)
 
 
 class HttpxHooks:

@@ -102,7 +102,9 @@ class TelemetrySettings:
         }
         for name, variable, parse in _PLAIN:
             values[name] = reader.get(variable, parse, default=getattr(defaults, name))
-        return dataclasses.replace(defaults, **values, problems=tuple(reader.problems))
+        return dataclasses.replace(
+            defaults, **values, problems=tuple(dict.fromkeys(reader.problems))
+        )
 
 
 class _Reader:

@@ -104,11 +104,17 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 class Script:
-    """Runs Python text in a process of its own; `setup` may happen once a process."""
+    """Runs Python in a process of its own; `setup` may happen once a process."""
 
     def run(self, text: str, *, timeout_s: float = 60, **environment: str) -> Any:
+        return self._run(["-c", text], timeout_s, environment)
+
+    def run_file(self, path: Path, *, timeout_s: float = 60, **environment: str) -> Any:
+        return self._run([str(path)], timeout_s, environment)
+
+    def _run(self, arguments: list[str], timeout_s: float, environment: dict[str, str]) -> Any:
         return subprocess.run(
-            [sys.executable, "-c", text],
+            [sys.executable, *arguments],
             env=child_environment(**environment),
             capture_output=True,
             text=True,
