@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _JSON = "application/json"
+_LARGEST = 2**63 - 1
 
 Parameters = Sequence[tuple[str, str]]
 
@@ -83,14 +84,18 @@ class HttpReader:
 
     def find_summaries(self, query: TraceQuery) -> list[TraceSummary]:
         """One line per trace, newest first."""
+        if query.limit <= 0 or _nothing_between(query.start_ns, query.end_ns):
+            return []
+        if (query.min_duration_ns or 0) > _LARGEST:
+            return []
         parameters = _given(
             tags=orjson.dumps(dict(query.tags)).decode() if query.tags else None,
             service=query.service,
             operation=query.operation,
-            start_ns=query.start_ns,
-            end_ns=query.end_ns,
-            min_duration_ns=query.min_duration_ns,
-            max_duration_ns=query.max_duration_ns,
+            start_ns=_lower_bound(query.start_ns),
+            end_ns=_upper_bound(query.end_ns),
+            min_duration_ns=_lower_bound(query.min_duration_ns),
+            max_duration_ns=_upper_bound(query.max_duration_ns),
             limit=query.limit,
         )
         document = self._get("/traces", parameters)
@@ -99,6 +104,8 @@ class HttpReader:
     def trace_logs(self, trace_id: str, limit: int = 10_000) -> list[LogEvent]:
         """Log records of a trace, oldest first."""
         path = f"/traces/{_checked(trace_id)}/logs"
+        if limit <= 0:
+            return []
         document = self._get(path, _given(limit=limit), missing_is_none=True)
         if document is None:
             return []
@@ -122,10 +129,12 @@ class HttpReader:
 
     def metric_points(self, query: MetricQuery) -> list[MetricPoint]:
         """Points of one metric, oldest first."""
+        if query.limit <= 0 or _nothing_between(query.start_ns, query.end_ns):
+            return []
         parameters = _given(
             service=query.service,
-            start_ns=query.start_ns,
-            end_ns=query.end_ns,
+            start_ns=_lower_bound(query.start_ns),
+            end_ns=_upper_bound(query.end_ns),
             limit=query.limit,
         )
         document = self._get(
@@ -210,6 +219,26 @@ def _checked(trace_id: str) -> str:
             f"{trace_id[:80]!r} is not a trace id: it has 32 lowercase hexadecimal characters"
         )
     return trace_id
+
+
+# The server takes bounds of 64 bits and refuses others, as it should with what a user typed; the
+# contract takes any integer. A bound beyond all times there can be is none, or excludes everything.
+
+
+def _lower_bound(value: int | None) -> int | None:
+    return value if value is not None and value > 0 else None
+
+
+def _upper_bound(value: int | None) -> int | None:
+    return value if value is not None and value <= _LARGEST else None
+
+
+def _nothing_between(start_ns: int | None, end_ns: int | None) -> bool:
+    if start_ns is not None and (
+        start_ns > _LARGEST or (end_ns is not None and start_ns >= end_ns)
+    ):
+        return True
+    return end_ns is not None and end_ns <= 0
 
 
 def _given(**values: str | int | None) -> list[tuple[str, str]]:
