@@ -1,139 +1,91 @@
 """The API process: the application factory and `python -m service.app`."""
 
 import argparse
-import asyncio
+import json
 import os
 import shutil
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import httpx2
 import uvicorn
-from fastapi import FastAPI
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
+from uvicorn.supervisors import Multiprocess
 
-from service.agent.graph import Agent
-from service.api import add_exception_handlers, router
-from service.chat import ChatService
-from service.llm.models import build_chat_models
-from service.middleware import (
-    EXPOSED_HEADERS,
-    BodyLimitMiddleware,
-    ErrorMiddleware,
-    IdentityMiddleware,
-    MetricsMiddleware,
-)
-from service.readiness import Readiness
-from service.retrieval_client import RetrievalClient
-from service.sessions import database_path, open_sessions
+from service.errors import ConfigurationError
+from service.listening import listen
+from service.session_file import session_file
 from service.settings import Settings, get_settings
-from spanloom import __version__
-from spanloom.telemetry import Telemetry, setup
 
-SERVICE_NAME: Final = "agent-api"
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from spanloom.telemetry import Telemetry
+
 _MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def create_app(settings: Settings | None = None, *, telemetry: Telemetry | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, *, telemetry: "Telemetry | None" = None
+) -> "FastAPI":
     """Build the API.
 
     Without `telemetry` the application sets it up and shuts it down with itself; a caller that
     hands one over keeps it. ConfigurationError when a setting cannot work.
     """
-    settings = settings or get_settings()
-    database_path(settings)  # a wrong address fails here, before anything has started
-    own = setup(SERVICE_NAME, service_version=__version__) if telemetry is None else None
+    # LangGraph and LangChain take seconds to import. The supervisor of the workers never needs
+    # them, and a worker must answer its health check before they are there.
+    from service.assembly import assemble  # noqa: PLC0415
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            if own is not None:
-                # registered first, so it runs last: everything before is still recorded
-                stack.push_async_callback(asyncio.to_thread, own.shutdown)
-            models = build_chat_models(settings)
-            stack.push_async_callback(models.close)
-            retrieval = await stack.enter_async_context(
-                RetrievalClient(settings.retrieval_base_url, timeout_s=settings.retrieval_timeout_s)
-            )
-            sessions = await stack.enter_async_context(open_sessions(settings))
-            http = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
-            agent = Agent(
-                large=models.large,
-                small=models.small,
-                retrieval=retrieval,
-                settings=settings,
-                checkpointer=sessions.checkpointer,
-            )
-            app.state.chat = ChatService(agent, sessions, settings)
-            app.state.readiness = Readiness(retrieval, sessions, settings, http)
-            app.state.started = time.monotonic()
-            yield
-
-    app = FastAPI(
-        title="Spanloom agent",
-        version=__version__,
-        lifespan=lifespan,
-        middleware=_middleware(settings),
-        # The contrib instrumentation traces requests; FastAPI's own would do it twice.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-    )
-    app.state.settings = settings
-    app.include_router(router)
-    add_exception_handlers(app)
-    handle = telemetry or own
-    assert handle is not None
-    handle.instrument_fastapi(app)
-    return app
+    return assemble(settings or get_settings(), telemetry)
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
-    """Outermost first. CORS stands outside of errors, so that browsers may read those too."""
-    stack = [Middleware(IdentityMiddleware), Middleware(MetricsMiddleware)]
-    if settings.cors_origins:
-        stack.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["content-type", "traceparent", "tracestate", "baggage"],
-                expose_headers=EXPOSED_HEADERS,
-            )
-        )
-    return [
-        *stack,
-        Middleware(ErrorMiddleware, retry_after_s=settings.retry_after_s),
-        Middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes),
-    ]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the API until it is told to stop."""
     settings = get_settings()
     parser = argparse.ArgumentParser(prog="python -m service.app", description=main.__doc__)
     parser.add_argument("--host", default=settings.api_host, help="address to listen on")
-    parser.add_argument("--port", type=int, default=settings.api_port, help="port to listen on")
+    parser.add_argument(
+        "--port", type=int, default=settings.api_port, help="port; 0 takes a free one"
+    )
     parser.add_argument(
         "--workers", type=int, default=settings.workers, help="processes that share the port"
     )
     arguments = parser.parse_args(argv)
-    database_path(settings)  # one sentence here is worth more than a traceback per worker
+    if arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    try:
+        session_file(settings)
+        listener = listen(arguments.host, arguments.port, variable="AGENT_API_PORT")
+    except (ConfigurationError, OSError) as error:
+        # one sentence here is worth more than a traceback per worker
+        sys.stderr.write(f"{error.strerror if isinstance(error, OSError) else error}\n")
+        return 1
+    host, port = listener.getsockname()[:2]
+    listening = {"level": "info", "event": "api_listening", "host": host, "port": port}
+    sys.stdout.write(f"{json.dumps(listening)}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(
+        "service.app:create_app",
+        factory=True,
+        workers=arguments.workers,
+        log_config=None,  # telemetry writes uvicorn's lines as JSON, with trace ids
+        server_header=False,
+        # Forwarded headers decide whom telemetry trusts: only from proxies somebody named.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        # A worker that imports LangChain on a busy machine is slow, not dead.
+        timeout_worker_healthcheck=30,
+    )
     with _shared_metrics(settings.data_dir, workers=arguments.workers):
-        uvicorn.run(
-            "service.app:create_app",
-            factory=True,
-            host=arguments.host,
-            port=arguments.port,
-            workers=arguments.workers,
-            log_config=None,  # telemetry writes uvicorn's lines as JSON, with trace ids
-            server_header=False,
-            # Forwarded headers decide whom telemetry trusts: only from proxies somebody named.
-            proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
-            timeout_graceful_shutdown=settings.shutdown_grace_s,
-        )
+        if arguments.workers > 1:
+            Multiprocess(config, sockets=[listener]).run()
+            return 0
+        server = uvicorn.Server(config)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+        return 0 if server.started else 1
 
 
 @contextmanager
@@ -173,4 +125,4 @@ def _is_alive(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

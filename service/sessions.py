@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
 import aiosqlite
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from service.errors import ConfigurationError
+from service.session_file import session_file
 from service.settings import Settings
 from spanloom.telemetry import step
 
@@ -44,27 +43,6 @@ def thread_id(user_id: str, session_id: str) -> str | None:
 def pseudonym(user_id: str) -> str:
     """What logs and spans call a user: stable, not the id itself."""
     return hashlib.sha256(user_id.encode()).hexdigest()[:16]
-
-
-def database_path(settings: Settings) -> Path:
-    """The SQLite file of the session memory; ConfigurationError for what is not supported."""
-    if settings.database_url is None:
-        return settings.data_dir / "sessions.sqlite"
-    url = urlsplit(settings.database_url.get_secret_value())
-    scheme = url.scheme.partition("+")[0]
-    if scheme in {"postgres", "postgresql"}:
-        raise ConfigurationError(
-            "DATABASE_URL names PostgreSQL, which session memory does not speak yet. What works"
-            " today: sqlite:///path/to/sessions.sqlite, or no DATABASE_URL at all."
-        )
-    path = unquote(url.path.removeprefix("/"))
-    if scheme != "sqlite" or url.netloc or not path or path == ":memory:":
-        # the value may hold a password, so it is not repeated
-        raise ConfigurationError(
-            "DATABASE_URL must be sqlite:///relative/path or sqlite:////absolute/path, a file"
-            " that all workers can share."
-        )
-    return Path(path)
 
 
 class Sessions:
@@ -118,7 +96,7 @@ class Sessions:
 @asynccontextmanager
 async def open_sessions(settings: Settings) -> AsyncIterator[Sessions]:
     """Open the memory, creating its file and folders where there are none."""
-    path = database_path(settings)
+    path = session_file(settings)
     locks = settings.data_dir / "locks"
     path.parent.mkdir(parents=True, exist_ok=True)
     locks.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.errors import ConfigurationError
-from service.sessions import database_path, open_sessions, thread_id
+from service.session_file import session_file
+from service.sessions import open_sessions, thread_id
 from service.settings import Settings
 from tests.service.conftest import Api, Start
 from tests.service.loopback import FakeLLM
@@ -170,11 +171,11 @@ async def test_a_waiter_that_gives_up_leaves_the_queue(tmp_path: Path) -> None:
 
 def test_the_database_is_where_the_settings_say(tmp_path: Path) -> None:
     """The data folder by default, a SQLite address if given."""
-    assert database_path(settings_for(tmp_path)) == tmp_path / "sessions.sqlite"
+    assert session_file(settings_for(tmp_path)) == tmp_path / "sessions.sqlite"
     absolute = settings_for(tmp_path, database_url="sqlite:////srv/my%20data/s.sqlite")
-    assert database_path(absolute) == Path("/srv/my data/s.sqlite")
+    assert session_file(absolute) == Path("/srv/my data/s.sqlite")
     relative = settings_for(tmp_path, database_url="sqlite:///s.sqlite")
-    assert database_path(relative) == Path("s.sqlite")
+    assert session_file(relative) == Path("s.sqlite")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_the_database_is_where_the_settings_say(tmp_path: Path) -> None:
 def test_an_address_that_cannot_work_says_what_would(tmp_path: Path, address: str) -> None:
     """The message names the setting and the way out, and no password."""
     with pytest.raises(ConfigurationError) as refusal:
-        database_path(settings_for(tmp_path, database_url=address))
+        session_file(settings_for(tmp_path, database_url=address))
 
     assert "DATABASE_URL" in str(refusal.value)
     assert "sqlite:///" in str(refusal.value)

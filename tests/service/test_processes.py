@@ -1,0 +1,184 @@
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from service.settings import Settings
+from tests.service.loopback import USAGE, FakeLLM, FakeRetrieval, serving
+
+ROOT = Path(__file__).parents[2]
+SECONDS_TO_START = 90
+
+
+class Process:
+    """A running `python -m service.app` and the lines it wrote."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self._reading = asyncio.create_task(self._read())
+        self._news = asyncio.Condition()
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._news:
+                self.lines.append(json.loads(line))
+                self._news.notify_all()
+
+    async def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.lines if line["event"] == event]
+
+        async with asyncio.timeout(SECONDS_TO_START), self._news:
+            await self._news.wait_for(lambda: len(found()) >= count)
+        return found()[-1]
+
+    async def stop(self) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            code = await self.process.wait()
+        await self._reading
+        return code
+
+
+@contextlib.asynccontextmanager
+async def running(*arguments: str, **environment: str) -> AsyncIterator[Process]:
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AGENT_", "OTEL_", "PROMETHEUS_", "OPENAI", "ANTHROPIC"))
+    }
+    exporters = {f"OTEL_{name}_EXPORTER": "none" for name in ("TRACES", "METRICS", "LOGS")}
+    process = Process(
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.app", "--port", "0", *arguments),
+            env={**clean, **exporters, **environment},
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    )
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+def counting_processes(folder: Path) -> set[str]:
+    return {file.stem.rpartition("_")[2] for file in folder.rglob("prometheus/*/counter_*.db")}
+
+
+async def test_workers_share_port_metrics_sessions_and_end_together(
+    llm: FakeLLM, retrieval: FakeRetrieval, tmp_path: Path
+) -> None:
+    """Two workers look like one service: no cross-talk, sums, one memory, a clean end."""
+    async with (
+        serving() as serve,
+        running(
+            AGENT_WORKERS="2",
+            AGENT_LLM_PROVIDER="openai_compatible",
+            AGENT_LLM_BASE_URL=f"{await serve(llm.app)}/v1",
+            AGENT_LLM_MODEL="test-large",
+            AGENT_LLM_SMALL_MODEL="test-small",
+            AGENT_RETRIEVAL_URL=await serve(retrieval.app),
+            AGENT_DATA_DIR=str(tmp_path / "data folder"),
+        ) as api,
+    ):
+        listening = await api.wait_for("api_listening")
+        await api.wait_for("Application startup complete.", count=2)
+        url = f"http://127.0.0.1:{listening['port']}"
+        async with httpx2.AsyncClient(
+            base_url=url,
+            timeout=60,
+            trust_env=False,
+            # each request on a connection of its own, so that both workers get some
+            limits=httpx2.Limits(max_keepalive_connections=0),
+        ) as client:
+
+            async def ask(query: str, session: str) -> httpx2.Response:
+                return await client.post("/chat", json={"query": query, "session_id": session})
+
+            answers = await asyncio.gather(*(ask(f"Question {n}", f"s-{n}") for n in range(20)))
+            for number in range(6):
+                await ask(f"Turn {number}", "one")
+            counted = [
+                line
+                for _ in range(4)
+                for line in (await client.get("/metrics")).text.splitlines()
+                if line.startswith("agent_requests_total{") and 'status="200"' in line
+            ]
+        counting = counting_processes(tmp_path)
+        code = await api.stop()
+
+    assert {answer.status_code for answer in answers} == {200}
+    bodies = [answer.json() for answer in answers]
+    assert len({body["trace_id"] for body in bodies}) == 20
+    assert {body["tokens_used"] for body in bodies} == {4 * USAGE["total_tokens"]}
+    assert {line.rpartition(" ")[2] for line in counted} == {"26.0"}
+    assert len(counting) == 2
+    assert all(f"Turn {number}" in llm.prompt("generate") for number in range(6))
+    responses = [line for line in api.lines if line["event"] == "chat_response"]
+    assert {body["trace_id"] for body in bodies} <= {line["trace_id"] for line in responses}
+    assert code == 0
+    assert list((tmp_path / "data folder" / "prometheus").iterdir()) == []
+
+
+async def run(*arguments: str, **environment: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.app", *arguments),
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(SECONDS_TO_START):
+        _, errors = await process.communicate()
+    return process.returncode, errors.decode()
+
+
+async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
+    """No traceback: the port, and how to choose another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        code, errors = await run("--port", str(port))
+
+    assert code == 1
+    assert str(port) in errors
+    assert "AGENT_API_PORT" in errors
+    assert "Traceback" not in errors
+
+
+async def test_a_database_that_is_not_supported_is_one_sentence() -> None:
+    """The start fails at once, and says what works today."""
+    code, errors = await run("--port", "0", DATABASE_URL="postgresql://user:hunter2@host/db")
+
+    assert code == 1
+    assert "sqlite:///" in errors
+    assert "hunter2" not in errors
+    assert "Traceback" not in errors
+
+
+def test_the_process_list_agrees_with_the_settings() -> None:
+    """Ports and their variables are the ones the settings know, and all modules exist."""
+    listed = tomllib.loads((ROOT / "service" / "processes.toml").read_text())["process"]
+    settings = Settings(_env_file=None)
+    fields = {"retrieval": "retrieval_port", "offline-llm": "offline_llm_port", "api": "api_port"}
+
+    assert {process["name"] for process in listed} == set(fields)
+    for process in listed:
+        field = fields[process["name"]]
+        assert process["port"] == getattr(settings, field)
+        assert process["port_env"] == f"AGENT_{field.upper()}"
+        module = process["command"][2].replace(".", "/")
+        assert (ROOT / f"{module}.py").exists() or (ROOT / module / "__main__.py").exists()
