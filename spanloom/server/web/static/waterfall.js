@@ -7,6 +7,8 @@ const OVERSCAN = 12;
 const INDENT = 16;
 const MAX_INDENT = 18; // levels; deeper ones would leave no room for the name
 const TICKS = 6;
+// "invoke_node x" and "POST /x" say what they are by their names.
+const CHIPS = new Set(["llm", "tool", "retrieval", "rerank", "embeddings", "agent", "workflow", "db"]);
 
 export class Waterfall {
   /** `on` = {select(row, open), hover(row)}; a row is an index into view.rows. */
@@ -264,7 +266,7 @@ export class Waterfall {
     parts.push(element("span", "swatch", null, { title: service.name }));
     if (row.error !== undefined) parts.push(element("span", "mark", "!", { title: row.error }));
     parts.push(element("span", "label", row.name, { title: `${service.name} · ${row.name}` }));
-    if (row.category) parts.push(element("span", `chip ${row.category}`, row.category));
+    if (CHIPS.has(row.category)) parts.push(element("span", `chip ${row.category}`, row.category));
     // The red mark says "error" already.
     if (row.outcome && row.outcome !== "error") {
       parts.push(element("span", `badge outcome${row.error === undefined ? "" : " bad"}`, row.outcome.replaceAll("_", " ")));
