@@ -15,14 +15,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, StringConstraints
 
+from service.middleware import BodyLimitMiddleware, ErrorMiddleware, IdentityMiddleware
 from service.retrieval import rerank as reranking
 from service.retrieval.index import Hit
 from service.retrieval.live import LiveIndex
-from service.retrieval.middleware import BodyLimit, TraceIdHeader
-from spanloom.telemetry import Telemetry, current_trace_id, get_logger, rerank, retrieval
+from spanloom.telemetry import Telemetry, get_logger, rerank, retrieval
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """A rerank request carries its passages: hundreds of them, three bytes to a Han character."""
+RETRY_AFTER_S = 1
 
 Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
 
@@ -113,10 +114,10 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
         telemetry.shutdown()
 
     app = FastAPI(title="Spanloom retrieval", version=_version(), lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(TraceIdHeader)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(ErrorMiddleware, retry_after_s=RETRY_AFTER_S)
+    app.add_middleware(IdentityMiddleware)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(Exception, _answer_unexpected)
 
     @app.get("/health")
     def health() -> HealthAnswer:
@@ -210,16 +211,6 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
         for item in error.errors()
     ]
     return JSONResponse({"detail": detail}, status_code=422)
-
-
-async def _answer_unexpected(_: Request, error: Exception) -> JSONResponse:
-    trace_id = current_trace_id()
-    _log.error("retrieval_error", error_type=type(error).__name__, exc_info=error)
-    return JSONResponse(
-        {"detail": "Internal error", "trace_id": trace_id},
-        status_code=500,
-        headers={"X-Trace-Id": trace_id} if trace_id else None,
-    )
 
 
 def _milliseconds_since(began: float) -> float:

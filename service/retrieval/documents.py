@@ -21,9 +21,9 @@ from service.retrieval.tokenize import count_units, language_of
 SUFFIXES = frozenset({".md", ".markdown", ".txt"})
 MAX_FILE_BYTES = 10 * 1024 * 1024
 
-PASSAGE_UNITS = 180
-"""Words (or their worth of Han characters) a passage aims at: large enough to answer from,
-small enough that six of them fit a small model's context."""
+PASSAGE_UNITS = 250
+"""Words (or their worth of Han characters) a passage holds at most. Of 120, 180, 250 and 400 this
+found the right article most often (docs/adr/001-retrieval-default.md)."""
 OVERLAP_UNITS = 40
 """How much of the previous passage a passage of the same section begins with."""
 
@@ -56,6 +56,7 @@ class Passage:
     document_id: str
     title: str
     heading: str
+    """The headings it stands under or holds."""
     text: str
     language: str
 
@@ -163,19 +164,16 @@ def slug(name: str) -> str:
 
 
 def split(document: Document) -> Iterator[Passage]:
-    """Passages of about `PASSAGE_UNITS`, never across a heading, overlapping inside a section."""
-    number = 0
-    for heading, body in _sections(document.text):
-        for text in _windows(body):
-            number += 1
-            yield Passage(
-                passage_id=f"{document.document_id}#{number}",
-                document_id=document.document_id,
-                title=document.title,
-                heading=heading,
-                text=_REFERENCE.sub(r"\1", text),
-                language=document.language,
-            )
+    """Passages of at most `PASSAGE_UNITS`: whole sections as long as they fit, else windows."""
+    for number, (heading, text) in enumerate(_packed(_sections(document.text)), start=1):
+        yield Passage(
+            passage_id=f"{document.document_id}#{number}",
+            document_id=document.document_id,
+            title=document.title,
+            heading=heading,
+            text=_REFERENCE.sub(r"\1", text),
+            language=document.language,
+        )
 
 
 def _read_text(path: Path) -> str:
@@ -244,33 +242,53 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:
-    """Heading and body of each section; a `#` inside a code fence is no heading."""
+    """Heading and text (heading line included) of each section; a fenced `#` is no heading."""
     heading, lines, fenced = "", list[str](), False
     for line in text.split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
         match = None if fenced else _HEADING.match(line)
-        if match is None:
-            lines.append(line)
+        if match is not None:
+            if any(map(str.strip, lines)):
+                yield heading, "\n".join(lines).strip()
+            heading, lines = match[1], []
+        lines.append(line)
+    yield heading, "\n".join(lines).strip()
+
+
+def _packed(sections: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Neighbouring sections together while they fit; a section that does not fit, in windows."""
+    headings: list[str] = []
+    texts: list[str] = []
+    units = 0
+    for heading, text in sections:
+        length = count_units(text)
+        if texts and units + length > PASSAGE_UNITS:
+            yield " · ".join(headings), "\n\n".join(texts)
+            headings, texts, units = [], [], 0
+        if length > PASSAGE_UNITS:
+            yield from ((heading, window) for window in _windows(text))
             continue
-        if any(map(str.strip, lines)):
-            yield heading, "\n".join(lines).strip()
-        heading, lines = match[1], []
-    if any(map(str.strip, lines)):
-        yield heading, "\n".join(lines).strip()
-    elif heading:
-        yield heading, heading
+        headings += [heading] if heading else []
+        texts.append(text)
+        units += length
+    if texts:
+        yield " · ".join(headings), "\n\n".join(texts)
 
 
 def _windows(body: str) -> Iterator[str]:
+    """Pieces of a long section, each beginning with the last sentences of the one before."""
     pieces = [piece for paragraph in _paragraphs(body) for piece in _fitting(paragraph)]
     window: list[str] = []
+    units = 0
     for piece in pieces:
-        full = sum(map(count_units, window)) + count_units(piece) > PASSAGE_UNITS
-        if window and full:
+        length = count_units(piece)
+        if window and units + length > PASSAGE_UNITS:
             yield "\n\n".join(window)
-            window = [_tail(window[-1])] if _tail(window[-1]) else []
+            tail = _tail(window[-1])
+            window, units = ([tail], count_units(tail)) if tail else ([], 0)
         window.append(piece)
+        units += length
     yield "\n\n".join(window)
 
 

@@ -8,33 +8,46 @@ network, the same answer every time.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from service.retrieval.documents import Passage
-from service.retrieval.tokenize import terms
-from service.retrieval.vectors import LatentVectors
+from service.retrieval.tokenize import is_character, terms
+from service.retrieval.vectors import FloatArray, LatentVectors
 
 MODEL = "coverage-proximity-v1"
 """Name of the scoring function on `rerank` spans."""
 
-_PAIR_WINDOW = 4
+_PAIR_WINDOW = 6
 """Terms within which the second word of a pair must follow the first."""
-_SATURATION = 0.6
-"""tf / (tf + this): the first mention counts most."""
+_SATURATION = 0.9
+"""tf / (tf + this): the first mention counts most. Scaled by the passage's length, as in BM25."""
+_LENGTH_SHARE = 0.6
+"""How far the scaling goes with the length; BM25's b."""
+_CHARACTER_SHARE = 0.5
+"""What a single Han character counts beside a word or a pair: most occur in many words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Shares of the final score; they sum to 1, so scores lie between 0 and 1."""
 
-    coverage: float = 0.4
-    pairs: float = 0.15
-    title: float = 0.2
-    latent: float = 0.25
+    coverage: float = 0.45
+    title: float = 0.25
+    pairs: float = 0.2
+    latent: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A passage analysed."""
+
+    text: str
+    terms: tuple[str, ...]
+    title: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +70,17 @@ class Reranker:
     ) -> None:
         frequency = Counter(term for text in passage_terms for term in set(text))
         total = len(passage_terms)
-        self._idf = {term: math.log(1 + total / count) for term, count in frequency.items()}
-        self._unseen_idf = math.log(1 + total)
-        self._titles = {
-            passage.passage_id: frozenset(terms(f"{passage.title} {passage.heading}"))
+        self._idf = {
+            term: math.log(1 + total / count) * (_CHARACTER_SHARE if is_character(term) else 1.0)
+            for term, count in frequency.items()
+        }
+        self._mean_length = max(1.0, sum(map(len, passage_terms)) / max(1, total))
+        self._known = {
+            passage.passage_id: _Known(
+                text=passage.text,
+                terms=tuple(terms(passage.text)),
+                title=frozenset(terms(f"{passage.title} {passage.heading}")),
+            )
             for passage in passages
         }
         self._latent = latent
@@ -70,11 +90,12 @@ class Reranker:
         """Positions of (passage id, text) pairs, best first; ties keep the order of the request.
 
         An id the index knows brings its title into the score; any other is scored by text alone.
+        Words the index has never seen cannot tell its passages apart and are left out.
         """
-        query_terms = terms(query)
-        vector = self._latent.embed(query_terms)
+        known = [term for term in terms(query) if term in self._idf]
+        vector = self._latent.embed(known)
         ranked = [
-            Ranked(position, self._score(query_terms, vector, passage_id, terms(text)))
+            Ranked(position, self._score(known, vector, self._analyzed(passage_id, text)))
             for position, (passage_id, text) in enumerate(passages)
         ]
         return sorted(ranked, key=lambda item: (-item.score, item.position))
@@ -82,39 +103,44 @@ class Reranker:
     def _score(
         self,
         query_terms: Sequence[str],
-        query_vector: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
-        passage_id: str,
-        text: Sequence[str],
+        query_vector: FloatArray,
+        passage: "_Known",
     ) -> float:
-        weights = self._weights
-        wanted = {term: self._idf.get(term, self._unseen_idf) for term in query_terms}
-        if not wanted:
+        wanted = {term: self._idf[term] for term in query_terms}
+        text, title = passage.terms, passage.title
+        if not wanted or not text:
             return 0.0
-        title = self._titles.get(passage_id, frozenset())
-        counts = Counter(text)
-        coverage = _share(
-            wanted, {term: count / (count + _SATURATION) for term, count in counts.items()}
-        )
+        weights = self._weights
         similarity = float(np.dot(query_vector, self._latent.embed([*title, *text])))
         score = (
-            weights.coverage * coverage
-            + weights.pairs * self._pairs(query_terms, text)
+            weights.coverage * _share(wanted, self._presence(text))
             + weights.title * _share(wanted, dict.fromkeys(title, 1.0))
+            + weights.pairs * self._pairs(query_terms, text)
             + weights.latent * max(0.0, similarity)
         )
         return round(score, 6)
 
+    def _analyzed(self, passage_id: str, text: str) -> "_Known":
+        """The passage as the index has it, when it has it; analysing it again is the slow part."""
+        known = self._known.get(passage_id)
+        if known is not None and known.text == text:
+            return known
+        title = known.title if known is not None else frozenset[str]()
+        return _Known(text=text, terms=tuple(terms(text)), title=title)
+
+    def _presence(self, text: Sequence[str]) -> dict[str, float]:
+        relative = len(text) / self._mean_length
+        half = _SATURATION * (1 - _LENGTH_SHARE + _LENGTH_SHARE * relative)
+        return {term: count / (count + half) for term, count in Counter(text).items()}
+
     def _pairs(self, query_terms: Sequence[str], text: Sequence[str]) -> float:
         """Idf-weighted share of the query's neighbouring terms that stand together in `text`."""
-        wanted = dict.fromkeys(pairwise(query_terms))
         places: dict[str, list[int]] = {}
         for place, term in enumerate(text):
             places.setdefault(term, []).append(place)
         total = found = 0.0
-        for first, second in wanted:
-            weight = self._idf.get(first, self._unseen_idf) + self._idf.get(
-                second, self._unseen_idf
-            )
+        for first, second in dict.fromkeys(pairwise(query_terms)):
+            weight = self._idf[first] + self._idf[second]
             total += weight
             starts, ends = places.get(first, ()), places.get(second, ())
             if any(0 < end - start <= _PAIR_WINDOW for start in starts for end in ends):
@@ -122,6 +148,6 @@ class Reranker:
         return found / total if total else 0.0
 
 
-def _share(wanted: dict[str, float], present: dict[str, float]) -> float:
+def _share(wanted: Mapping[str, float], present: Mapping[str, float]) -> float:
     """Idf-weighted share of the wanted terms, each counted as far as it is present."""
     return sum(idf * present.get(term, 0.0) for term, idf in wanted.items()) / sum(wanted.values())

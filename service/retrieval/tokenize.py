@@ -10,10 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import zip_longest
 
 from snowballstemmer import stemmer  # type: ignore[import-untyped]  # ships no types
 
-ANALYZER_VERSION = 1
+ANALYZER_VERSION = 2
 """Part of an index's content hash: raise it when the terms of a text change."""
 
 _CJK = "々㐀-䶿一-鿿豈-﫿぀-ヿ가-힯\U00020000-\U0003ffff"
@@ -34,11 +35,13 @@ _STOP_WORDS = frozenset(
     these they this those to too us very was we were what when where which while who whom why will
     with without would you your yours""".split()  # noqa: SIM905  # a block of words reads better
 )
-_STOP_CJK = frozenset(
-    """的 了 是 在 和 与 吗 呢 吧 啊 么 也 就 都 而 及 或 被 把 对 从 到 给 让 我 你 他 它 们 这 那
-    哪 怎么 如何 什么 为什 为何 哪些 哪个 这个 那个 一个 可以 能否 是否 我们 你们 他们 应该
-    怎样""".split()  # noqa: SIM905  # as above
+# The same for Chinese. Phrases are taken out before pairs are made, or their edges would make
+# pairs of their own ("什么区别" gives "么区").
+_STOP_PHRASES = re.compile(
+    "为什么|是什么|有什么|什么|怎么办|怎么|怎样|如何|哪些|哪个|哪里|有没有|是不是|能不能|是否|能否|可以|"
+    "应该|应当|我们|你们|他们|这个|那个|这些|那些|一个|一下|多少|请问"
 )
+_STOP_CHARACTERS = frozenset("的了是在和与吗呢吧啊么也就都而及或被把对从到给让我你他它们这那哪有")
 
 _stem_english = stemmer("english")
 
@@ -56,18 +59,18 @@ def terms(text: str) -> list[str]:
 def _terms(text: str) -> Iterator[str]:
     for match in _TERM.finditer(text):
         if match["cjk"]:
-            yield from _cjk_terms(match["cjk"])
+            for run in _STOP_PHRASES.split(match["cjk"]):
+                yield from _cjk_terms(run)
         else:
             yield from _word_terms(match["word"])
 
 
 def _cjk_terms(run: str) -> Iterator[str]:
-    for position, character in enumerate(run):
-        if character not in _STOP_CJK:
+    for character, following in zip_longest(run, run[1:], fillvalue=""):
+        if character not in _STOP_CHARACTERS:
             yield character
-        pair = run[position : position + 2]
-        if len(pair) == 2 and pair not in _STOP_CJK:  # noqa: PLR2004
-            yield pair
+        if following:
+            yield character + following
 
 
 def _word_terms(word: str) -> Iterator[str]:
@@ -84,6 +87,11 @@ def _word_terms(word: str) -> Iterator[str]:
 def is_cjk_term(term: str) -> bool:
     """Whether `term` came from a run of Chinese, Japanese or Korean characters."""
     return _CJK_CHARACTER.match(term) is not None
+
+
+def is_character(term: str) -> bool:
+    """Whether `term` is a single such character."""
+    return len(term) == 1 and is_cjk_term(term)
 
 
 def count_units(text: str) -> int:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from service.retrieval.tokenize import is_cjk_term
 
 BUCKETS = 1 << 14
-DIMENSIONS = 128
+DIMENSIONS = 96
 _OVERSAMPLING = 16
 _POWER_ITERATIONS = 3
 _SEED = 20_261_123
@@ -56,7 +56,8 @@ class LatentVectors:
         """The unit vector of a text given as its terms; zeros when it shares nothing."""
         buckets, weights = _weigh(_bucket_counts(text), self.idf)
         vector = weights @ self.projection[buckets]
-        return _unit_rows(vector[np.newaxis, :])[0]
+        unit: FloatArray = _unit_rows(vector[np.newaxis, :])[0]
+        return unit
 
     def similarities(self, text: Sequence[str]) -> FloatArray:
         """Cosine of the text with each passage, shape (passages,)."""
