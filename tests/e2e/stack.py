@@ -31,8 +31,8 @@ FACTS = {
         "en",
         "The Marrowgate boiler",
         (
-            "The Marrowgate boiler house was built in 1911. Its boiler works at 37 bar, "
-            "and the safety valve opens at 41 bar. Coal came by the canal until 1958."
+            "The Marrowgate boiler house was built in 1911. "
+            "Its boiler works at a pressure of 37 bar, and the safety valve opens at 41 bar. Coal came by the canal until 1958."
         ),
     ),
     "qinghe-telescope": (

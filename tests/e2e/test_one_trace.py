@@ -133,8 +133,8 @@ def test_tokens_on_each_llm_span_are_those_the_endpoint_counted(stack: Stack) ->
     trace = stack.trace(trace_id)
     logged = {
         record.span_id: record.attributes
-        for record in stack.logs(trace_id, "chat_response", "chat_completion")
-        if record.body == "chat_completion"
+        for record in stack.logs(trace_id, "chat_response", "completion")
+        if record.body == "completion"
     }
     by_server: dict[str, tuple[int, int]] = {}
     for span in trace.spans:
@@ -167,7 +167,7 @@ def test_log_lines_stand_beside_their_spans(stack: Stack) -> None:
     stack.ask(question, header)
 
     trace = stack.trace(trace_id)
-    records = stack.logs(trace_id, "chat_request", "chat_response", "step", "chat_completion")
+    records = stack.logs(trace_id, "chat_request", "chat_response", "step", "completion")
     span_ids = {span.span_id for span in trace.spans}
     assert {record.span_id for record in records} <= span_ids
     assert {record.resource.service_name for record in records} == {API, RETRIEVAL, LLM}

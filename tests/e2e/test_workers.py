@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
 from spanloom import semconv
@@ -75,9 +76,17 @@ def counted(stack: Stack) -> float:
 
 def test_a_session_is_right_whichever_worker_answers(workers: Stack) -> None:
     """The turns of one session meet in its file, whoever took them."""
-    session = {"session_id": "walk", "user_id": "grace"}
-    workers.ask("How many barrels of lamp oil does the Quarrick depot store?", **session)
+    for name in ("Quarrick", "Belloway", "Orrindale"):
+        session = {"session_id": f"walk-{name}", "user_id": "grace"}
+        question = f"How many barrels of lamp oil does the {name} depot store?"
+        first = ask_anew(workers, question, **session)
+        second = ask_anew(workers, "When is it open?", **session)
 
-    answers = [workers.ask("When is it open?", **session).json()["answer"] for _ in range(4)]
+        assert str(BARRELS[name]) in first
+        assert "market days" in second
 
-    assert all("market days" in answer for answer in answers), answers
+
+def ask_anew(stack: Stack, query: str, **session: str) -> str:
+    """Ask over a new connection, so that any worker may take it."""
+    answer = httpx2.post(f"{stack.api}/chat", json={"query": query, **session}, timeout=120)
+    return str(answer.json()["answer"])
