@@ -5,8 +5,8 @@
     telemetry = setup("my-agent")
     telemetry.instrument_fastapi(app)
 
-Everything a service needs is here; the modules behind are not for import, except
-`spanloom.telemetry.langgraph` and `spanloom.telemetry.testing`.
+Everything a service needs is here and in three modules: `spanloom.telemetry.metrics` (recording and
+rendering), `spanloom.telemetry.langgraph`, and `spanloom.telemetry.testing`.
 """
 
 from typing import TYPE_CHECKING, Any
