@@ -1,5 +1,6 @@
 """A trace as a tree, and what is read off it at a glance."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,17 +36,23 @@ class Usage:
         attributes = span.attributes
         if attributes.get(semconv.GEN_AI_OPERATION_NAME) not in semconv.LLM_OPERATIONS:
             return cls()
-        cost = attributes.get(semconv.SPANLOOM_COST_USD)
         return cls(
             _count(attributes.get(semconv.GEN_AI_USAGE_INPUT_TOKENS)),
             _count(attributes.get(semconv.GEN_AI_USAGE_OUTPUT_TOKENS)),
-            float(cost) if isinstance(cost, int | float) else None,
+            _price(attributes.get(semconv.SPANLOOM_COST_USD)),
         )
 
 
 def _count(value: object) -> int:
     # Foreign instrumentations may send anything under a token attribute.
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _price(value: object) -> float | None:
+    # One NaN or infinity would swallow every sum above it.
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from spanloom.store.ingest import BLOCK_BITS
 _SPANS_PER_STEP: Final = 2000
 _ROWS_PER_STEP: Final = 2000
 _PAGES_PER_STEP: Final = 500
+_SPARE_PAGES: Final = 128
+"""Free pages that stay for what comes in next."""
 _SLICES: Final = 50
 
 
@@ -35,14 +37,28 @@ class Sweeper:
         self._connection = connection
         self._retention = retention
 
-    def step(self, now_ms: int) -> bool:
-        """Delete a little. True if there may be more to do; ids of deleted rows may come back.
+    def delete_some(self, now_ms: int) -> bool:
+        """Delete a little, in a transaction of the caller's. True if there may be more to do.
 
-        Runs in a transaction of the caller's.
+        Row ids that were deleted may be given out again.
         """
-        deleted = self._delete_arrived_before(self._cutoff_ms(now_ms))
-        self._give_pages_back()
-        return deleted
+        cutoff_ms = self._cutoff_ms(now_ms)
+        if cutoff_ms is None:
+            return False
+        more = self._delete_traces(cutoff_ms)
+        more |= self._delete_rows("logs", cutoff_ms)
+        more |= self._delete_rows("metric_points", cutoff_ms)
+        return more
+
+    def give_pages_back(self) -> bool:
+        """Shrink the file a little, outside of any transaction. True if there is more to do."""
+        free = int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
+        if free <= _SPARE_PAGES:
+            return False
+        # Not execute(): it stops after the first step, which frees one page.
+        pages = min(_PAGES_PER_STEP, free - _SPARE_PAGES)
+        self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        return free - pages > _SPARE_PAGES
 
     def _cutoff_ms(self, now_ms: int) -> int | None:
         """Everything that arrived before this may go; None if nothing needs to."""
@@ -73,14 +89,6 @@ class Sweeper:
             )
         ]
         return min((row[0] for row in rows if row is not None), default=None)
-
-    def _delete_arrived_before(self, cutoff_ms: int | None) -> bool:
-        if cutoff_ms is None:
-            return False
-        more = self._delete_traces(cutoff_ms)
-        more |= self._delete_rows("logs", cutoff_ms)
-        more |= self._delete_rows("metric_points", cutoff_ms)
-        return more
 
     def _delete_traces(self, cutoff_ms: int) -> bool:
         traces = self._connection.execute(
@@ -134,7 +142,3 @@ class Sweeper:
         self._connection.execute(
             "UPDATE row_counts SET count = count + ? WHERE name = ?", (change, name)
         )
-
-    def _give_pages_back(self) -> None:
-        # Without this the file would stay as large as it ever was.
-        self._connection.execute(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()

@@ -162,10 +162,11 @@ class WriterThread:
         more = False
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            more = self._sweeper.step(self._clock() // 1_000_000)
+            more = self._sweeper.delete_some(self._clock() // 1_000_000)
             self._connection.execute("COMMIT")
             if more:
                 self._ingest.forget()
+            more |= self._sweeper.give_pages_back()
         except sqlite3.Error as error:
             self._roll_back()
             self._warn(f"Retention could not delete old data: {store_error(error, self._path)}")
