@@ -14,7 +14,15 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from contextvars import Token
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
@@ -76,10 +84,10 @@ class Frame(UsageScope):
     __slots__ = ("agent_name", "conversation_id", "cut_by", "interrupted", "run_span")
 
     def __init__(
-        self, outer: UsageScope | None, *, conversation_id: str | None, agent_name: str | None
+        self, context: Context, *, conversation_id: str | None, agent_name: str | None
     ) -> None:
         super().__init__()
-        self.parent = outer
+        self.parent = current_scope(context)  # which may be that of a hand-written span
         self.conversation_id = conversation_id
         self.agent_name = agent_name
         self.run_span: Span | None = None
@@ -235,11 +243,11 @@ def run(unit: Unit, body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         reset(token)
 
 
-async def arun(unit: Unit, body: Coroutine[Any, Any, T]) -> T:
-    """Await `body` with the unit's span current."""
+async def arun(unit: Unit, body: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+    """Call and await `body` with the unit's span current."""
     token = attach(unit.context)
     try:
-        result = await body
+        result = await body(*args, **kwargs)
         unit.finish(result)
     except GeneratorExit:  # the task was thrown away with the event loop
         unit.end(asyncio.CancelledError())

@@ -111,7 +111,7 @@ def trace_agenerate(
             return await original(self, *args, **kwargs)
         tap = _ChunkTap(unit, kwargs.get("run_manager"))
         try:
-            return await arun(unit, original(self, *args, **kwargs))
+            return await arun(unit, original, self, *args, **kwargs)
         finally:
             tap.remove()
 

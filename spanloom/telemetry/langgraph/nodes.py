@@ -61,7 +61,7 @@ class TracedProc:
         unit = begin(self._start)
         if unit is None:
             return await self._proc.ainvoke(*args, **kwargs)
-        return await arun(unit, self._proc.ainvoke(*args, **kwargs))
+        return await arun(unit, self._proc.ainvoke, *args, **kwargs)
 
     def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run one attempt as a stream, which is how LangGraph runs nodes for astream_events."""
@@ -93,7 +93,7 @@ class TracedProc:
             attributes,
             context=context,
             frame=Frame(
-                outer,
+                context,
                 conversation_id=conversation_id,
                 agent_name=outer.agent_name if outer is not None else None,
             ),

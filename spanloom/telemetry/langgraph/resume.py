@@ -58,10 +58,10 @@ def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Calla
     @functools.wraps(original)
     def _put_checkpoint(self: Any, metadata: Any) -> Any:
         with _NOTING:
-            frame = run_frame()
+            frame = run_frame() if self.checkpointer is not None else None
             if frame is not None and frame.run_span is not None:
                 name = traceparent(frame.run_span)
-                if name is not None and self.checkpointer is not None:
+                if name is not None:
                     metadata[METADATA_KEY] = name
         return original(self, metadata)
 

@@ -44,7 +44,7 @@ class ToolRun(Unit):
             attributes,
             context=context,
             frame=Frame(
-                outer,
+                context,
                 conversation_id=outer.conversation_id if outer is not None else None,
                 agent_name=outer.agent_name if outer is not None else None,
             ),
@@ -87,6 +87,6 @@ def trace_arun(
         unit = begin(functools.partial(ToolRun, tracer, self, kwargs.get("tool_call_id")))
         if unit is None:
             return await original(self, *args, **kwargs)
-        return await arun(unit, original(self, *args, **kwargs))
+        return await arun(unit, original, self, *args, **kwargs)
 
     return arun_tool

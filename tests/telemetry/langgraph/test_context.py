@@ -9,6 +9,11 @@ from langchain_core.tools import tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, Send
 from opentelemetry import trace
+from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+
+from spanloom.telemetry.manual import llm_call, use_tracer_provider
+from spanloom.telemetry.manual import tool as manual_tool
+from spanloom.telemetry.usage import add_usage
 
 
 class State(TypedDict, total=False):
@@ -143,6 +148,56 @@ async def test_threads_keep_the_span_they_were_started_in(recorded: Any, server:
         "to_thread": "invoke_node asyn",
         "tool": "execute_tool look",
     }
+
+
+async def test_bare_threads_of_the_application(recorded: Any, server: Any) -> None:
+    """With the threading instrumentation a bare executor keeps span and token sums."""
+    ThreadingInstrumentor().instrument()
+
+    async def node(state: State) -> State:
+        def work() -> str:
+            server.get("bare")
+            add_usage(3, 4)
+            return here()
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return {"seen": [pool.submit(work).result()]}
+
+    try:
+        result = await chain("g", a=node).ainvoke({})
+    finally:
+        ThreadingInstrumentor().uninstrument()
+    assert result["seen"] == ["invoke_node a"]
+    assert recorded.caller_of(server.headers_by_path["bare"]) == "invoke_node a"
+    assert recorded.attributes("invoke_node a")["spanloom.usage.input_tokens"] == 3
+    assert recorded.attributes("invoke_workflow g")["spanloom.usage.output_tokens"] == 4
+
+
+async def test_hand_written_spans_stand_in_the_same_tree(recorded: Any) -> None:
+    """llm_call and tool from spanloom.telemetry.manual: below the node, tokens summed."""
+    use_tracer_provider(recorded.provider)
+
+    @tool
+    async def look(word: str) -> str:
+        """Look it up."""
+        with llm_call("m", provider="p") as call:
+            call.usage(input_tokens=7, output_tokens=2)
+        return here()
+
+    async def node(state: State) -> State:
+        with manual_tool("by hand"):
+            return {"seen": [await look.ainvoke({"word": "x"})]}
+
+    try:
+        result = await chain("g", a=node).ainvoke({}, {"configurable": {"thread_id": "t"}})
+    finally:
+        use_tracer_provider(None)
+    assert result["seen"] == ["execute_tool look"]
+    inner = ["execute_tool by hand", [["execute_tool look", ["chat m"]]]]
+    assert recorded.tree() == [["invoke_workflow g", [["invoke_node a", [inner]]]]]
+    for name in ("execute_tool look", "execute_tool by hand", "invoke_node a", "invoke_workflow g"):
+        assert recorded.attributes(name)["spanloom.usage.input_tokens"] == 7, name
+    assert recorded.attributes("execute_tool look")["gen_ai.conversation.id"] == "t"
 
 
 async def test_gather_inside_a_node_stays_below_the_node(recorded: Any, server: Any) -> None:
