@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +66,13 @@ def serve(
             help="Beyond this the oldest traces are deleted.",
         ),
     ] = "10GB",  # type: ignore[assignment]  # the parser turns it into bytes
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another name the query port answers to while on loopback; may be repeated.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")
     ] = False,
@@ -95,6 +103,7 @@ def serve(
         ):
             console.print(line, soft_wrap=True)
 
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     config = ServerConfig(
         data_dir=data_dir,
         host=host,
@@ -102,6 +111,7 @@ def serve(
         otlp_http_port=otlp_http_port,
         query_port=query_port,
         durability=durability.value,
+        allowed_hosts=tuple(allowed_host or ()),
         retention=Retention(max_age_s=retention_age / 1e9, max_bytes=retention_size),
     )
     asyncio.run(run_server(config, on_ready=ready))
