@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from spanloom import __version__
 from spanloom.contract import Reader
 from spanloom.errors import QueryError
-from spanloom.model import Trace, TraceQuery, TraceSummary
+from spanloom.model import TraceQuery, TraceSummary
 from spanloom.server import query_params, text
 from spanloom.server.responses import dumps, http_status, in_thread, message_of
 from spanloom.server.waterfall import colours, stray_count, trace_view
@@ -165,7 +165,8 @@ class _Page:
             "trace.html",
             trace=trace,
             summary=summary,
-            traceparent=_traceparent(trace),
+            # sampled, whatever the stored span says: who pastes it wants to see something
+            traceparent=f"00-{trace_id}-{view['rows'][0]['id']}-01",
             colour=palette[summary.root_service],
             strays=stray_count(view),
             log_count=len(view["logs"]),
@@ -194,11 +195,6 @@ def _environment() -> jinja2.Environment:
     }
     environment.globals["version"] = __version__
     return environment
-
-
-def _traceparent(trace: Trace) -> str:
-    root = trace.roots()[0].span
-    return f"00-{trace.trace_id}-{root.span_id}-{root.flags & 0x03 | 0x01:02x}"
 
 
 def _for_script_element(value: object) -> str:

@@ -5,6 +5,7 @@ import { count, duration, element, offset, oneLine, visible } from "./format.js"
 const KINDS = ["unspecified", "internal", "server", "client", "producer", "consumer"];
 const STATUSES = ["unset", "ok", "error"];
 const LONG_VALUE = 400;
+const SETTLE_MS = 90; // a held key passes many spans; only the one it stops at is fetched
 
 /** A value of OTLP JSON (AnyValue) as text. */
 export function anyValue(value) {
@@ -62,7 +63,11 @@ export class Details {
     this.panel.hidden = false;
     this.handle.hidden = false;
     const { id } = this.view.rows[row];
-    if (!this.cache.has(id)) this.panel.setAttribute("aria-busy", "true");
+    if (!this.cache.has(id)) {
+      this.panel.setAttribute("aria-busy", "true");
+      await new Promise((settled) => setTimeout(settled, SETTLE_MS));
+      if (this.row !== row) return;
+    }
     let found;
     try {
       found = await this.#fetch(id);
