@@ -69,9 +69,13 @@ class Page:
     def all(self, selector: str) -> list[WebElement]:
         return self.chrome.find_elements(By.CSS_SELECTOR, selector)
 
+    def texts(self, selector: str) -> list[str]:
+        """Read in one step: rows are drawn anew at any time, which makes elements stale."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
+        return list(self.chrome.execute_script(script, selector))
+
     def text(self, selector: str) -> str:
-        found = self.all(selector)
-        return found[0].text if found else ""
+        return next(iter(self.texts(selector)), "")
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -87,8 +91,7 @@ class Page:
         return self.text(".canvas .row.current .label")
 
     def names(self) -> list[str]:
-        script = "return [...document.querySelectorAll('.canvas .label')].map(e => e.textContent)"
-        return list(self.chrome.execute_script(script))
+        return self.texts(".canvas .label")
 
     def problems(self) -> list[str]:
         """Script errors and violations of the content security policy."""
@@ -119,12 +122,13 @@ def test_the_waterfall_draws_the_tree_with_tokens_and_bars(page: Page) -> None:
         "invoke_node route",
         "chat offline-small",
     ]
-    rows = page.all(".canvas .row")
-    assert "2,310 / 248" in rows[0].text
-    assert "parent not received" in rows[0].text
-    assert "118 / 22" in rows[3].text
-    bars = [row.find_element(By.CSS_SELECTOR, ".bar").rect for row in rows[:4]]
-    assert bars[0]["width"] > bars[2]["width"] > 0
+    rows = page.texts(".canvas .row")
+    assert "2,310 / 248" in rows[0]
+    assert "parent not received" in rows[0]
+    assert "118 / 22" in rows[3]
+    script = "return [...document.querySelectorAll('.bar')].map(e => e.offsetWidth)"
+    widths = page.chrome.execute_script(script)
+    assert widths[0] > widths[2] > 0
     assert page.text("#axis").startswith("0")
     assert not page.problems()
 
@@ -138,7 +142,7 @@ def test_keys_move_open_fold_and_close(page: Page) -> None:
     assert not page.all(".details:not([hidden])")
     page.press(Keys.ENTER)
     page.until(lambda: page.text(".details h2") == "chat offline-small")
-    keys = [cell.text for cell in page.all(".details .section:first-of-type th")]
+    keys = page.texts(".details .section:first-of-type th")
     ours = [key for key in keys if key.startswith(("gen_ai.", "spanloom."))]
     assert keys[: len(ours)] == ours
     assert "gen_ai.usage.input_tokens" in keys
@@ -165,8 +169,7 @@ def test_an_error_is_found_and_explained_with_its_log_line(page: Page) -> None:
 
     assert page.text(".status-message") == "division by zero"
     assert "ZeroDivisionError: division by zero" in page.text(".details .exception")
-    own = page.all(".log.own")
-    assert ["tool_failed" in line.text for line in own] == [True]
+    assert ["tool_failed" in line for line in page.texts(".log.own")] == [True]
     assert "tool_failed" in page.text(".details .log-list")
 
 
