@@ -32,7 +32,8 @@ FACTS = {
         "The Marrowgate boiler",
         (
             "The Marrowgate boiler house was built in 1911. "
-            "Its boiler works at a pressure of 37 bar, and the safety valve opens at 41 bar. Coal came by the canal until 1958."
+            "Its boiler works at a pressure of 37 bar, and the safety valve opens at 41 bar. "
+            "Coal came by the canal until 1958."
         ),
     ),
     "qinghe-telescope": (
