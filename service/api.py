@@ -121,7 +121,8 @@ class Supervisor:
         running = [task for task in self._tasks if not task.done()]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        # all of them: the error of a run whose caller has left is looked at by nobody else
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         return bool(running)
 
 

@@ -6,12 +6,14 @@ from http import HTTPStatus
 from typing import ClassVar, Final
 
 from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 
 from service.errors import (
     ClientGoneError,
     DeadlineExceededError,
     Dependency,
     DependencyUnavailableError,
+    ServiceError,
 )
 from spanloom.telemetry import get_logger
 from spanloom.telemetry.endings import apply_ending, classify
@@ -69,6 +71,12 @@ def log_failure(exc: BaseException, failure: Failure, *, endpoint: str) -> None:
 
 
 def mark_span(exc: BaseException) -> None:
-    """Write the failure on the current span: outcome, error type, one exception event."""
+    """Write the failure on the current span: outcome, error type, and what was unexpected."""
+    span = trace.get_current_span()
+    if not isinstance(exc, ServiceError):
+        apply_ending(span, classify(exc), exc)
+        return
+    # The step inside that failed has the exception already; here a sentence is enough.
     told = asyncio.CancelledError() if isinstance(exc, ClientGoneError) else exc
-    apply_ending(trace.get_current_span(), classify(told), told)
+    apply_ending(span, classify(told), None)
+    span.set_status(Status(StatusCode.ERROR, str(exc)))

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 from opentelemetry import context, propagate, trace
+from opentelemetry.instrumentation.asgi import asgi_getter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,7 +49,7 @@ class IdentityMiddleware:
         async def send_with_identity(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers[TRACE_ID_HEADER] = current_trace_id()
+                headers[TRACE_ID_HEADER] = f"{span.trace_id:032x}"
                 headers[LATENCY_HEADER] = f"{(time.perf_counter() - started) * 1000:.0f}ms"
                 if is_trusted(scope):
                     headers.append("Server-Timing", f"trace;desc={_traceparent(span)}")
@@ -72,9 +73,8 @@ def _span_context(scope: Scope) -> Iterator[SpanContext]:
         yield current
         return
     # Headers of callers that are not trusted were stripped before they got here.
-    remote = trace.get_current_span(
-        propagate.extract(dict(Headers(scope=scope).items()))
-    ).get_span_context()
+    caller = propagate.extract(dict(scope), getter=asgi_getter)
+    remote = trace.get_current_span(caller).get_span_context()
     unrecorded = SpanContext(
         trace_id=remote.trace_id if remote.is_valid else _ids.generate_trace_id(),
         span_id=_ids.generate_span_id(),

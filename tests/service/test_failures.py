@@ -137,6 +137,47 @@ async def test_the_deadline_cancels_searches_and_tools_for_real(
         await cut_at(fault, api)
 
 
+async def test_a_cut_run_says_so_on_every_span_it_cut(
+    start: Start, llm: FakeLLM, spans: InMemorySpanExporter
+) -> None:
+    """From the server's span down to the model call: timeout, with the deadline that did it."""
+    api = await start(deadline_s=1.0)
+    fault = llm.faults["generate"] = Fault()
+
+    response = await cut_at(fault, api)
+
+    cut = {
+        span.name
+        for span in spans.get_finished_spans()
+        if f"{span.context.trace_id:032x}" == response.headers["x-trace-id"]
+        and (span.attributes or {}).get("spanloom.outcome") == "timeout"
+        and span.status.status_code is StatusCode.ERROR
+        and (span.attributes or {}).get("spanloom.deadline_ms") == 1000
+    }
+    assert cut == {
+        "POST /chat",
+        "invoke_workflow agent",
+        "invoke_node generate",
+        "chat test-small",
+    }
+
+
+async def test_an_outage_is_one_exception_in_the_trace(
+    api: Api, llm: FakeLLM, spans: InMemorySpanExporter
+) -> None:
+    """The call that failed has it; the spans around it say that they failed, and no more."""
+    llm.faults["generate"] = Fault(500)
+
+    await api.ask()
+
+    finished = spans.get_finished_spans()
+    having = [span.name for span in finished for event in span.events]
+    assert having == ["chat test-small"]
+    server = next(span for span in finished if span.name == "POST /chat")
+    assert server.status.status_code is StatusCode.ERROR
+    assert (server.attributes or {})["spanloom.outcome"] == "error"
+
+
 async def test_a_client_that_hangs_up_cancels_the_run(api: Api, llm: FakeLLM) -> None:
     """Nobody waits for the answer any more, so nobody writes it."""
     fault = llm.faults["generate"] = Fault()

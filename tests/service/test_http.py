@@ -2,6 +2,8 @@ import json
 import re
 from collections.abc import AsyncIterator
 
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 from tests.service.conftest import Api, Start
 from tests.service.loopback import FakeLLM, FakeRetrieval, Fault
 
@@ -159,6 +161,27 @@ async def test_a_trusted_caller_gets_the_span_in_server_timing(api: Api) -> None
 
     timing = response.headers["server-timing"]
     assert re.fullmatch(rf"trace;desc=00-{TRACE_ID}-[0-9a-f]{{16}}-0[0-3]", timing)
+
+
+async def test_a_callers_wish_not_to_be_sampled_is_honoured_and_said(
+    api: Api, spans: InMemorySpanExporter
+) -> None:
+    """Nothing is recorded, the answer still has the trace id, and its flags say "not sampled"."""
+    unsampled = {"traceparent": CALLER["traceparent"][:-2] + "00"}
+
+    response = await api.client.post("/chat", json={"query": "What is it?"}, headers=unsampled)
+
+    assert response.json()["trace_id"] == TRACE_ID
+    assert response.headers["server-timing"].endswith("-00")
+    assert spans.get_finished_spans() == ()
+
+
+async def test_readiness_checks_leave_no_spans(api: Api, spans: InMemorySpanExporter) -> None:
+    """Polled endpoints would drown the traces: neither they nor their calls are recorded."""
+    for path in ("/health", "/ready", "/metrics"):
+        await api.client.get(path)
+
+    assert spans.get_finished_spans() == ()
 
 
 async def test_only_configured_origins_may_read(start: Start) -> None:
