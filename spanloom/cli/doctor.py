@@ -139,8 +139,14 @@ def _backend(url: str) -> Check:
     port = split.port or (443 if split.scheme == "https" else 80)
     import httpx2  # noqa: PLC0415  # `--help` stays fast
 
+    from spanloom.sources.http import is_loopback  # noqa: PLC0415
+
     try:
-        response = httpx2.get(f"{url.rstrip('/')}/health", timeout=3.0, trust_env=False)
+        response = httpx2.get(
+            f"{url.rstrip('/')}/health",
+            timeout=3.0,
+            trust_env=not is_loopback(split.hostname or ""),
+        )
         document = response.json()
         status, uptime = document["status"], float(document["uptime_seconds"])
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

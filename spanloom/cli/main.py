@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from io import TextIOWrapper
 
-from spanloom.cli.safe_text import clean
+from spanloom.cli.safe_text import clean_lines
 from spanloom.errors import (
     ConfigurationError,
     MissingExtraError,
@@ -42,5 +42,5 @@ def _require_extra() -> None:
 
 
 def _fail(error: SpanloomError, code: int) -> None:
-    sys.stderr.write(f"spanloom: {clean(str(error))}\n")
+    sys.stderr.write(f"spanloom: {clean_lines(str(error))}\n")
     sys.exit(code)

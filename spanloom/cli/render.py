@@ -52,13 +52,22 @@ class _Row:
     node: TreeNode
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The trace's extent, found once: asking the trace looks at every span."""
+
+    start_ns: int
+    duration_ns: int
+
+
 def trace_lines(trace: Trace, details: Details, width: int | None) -> list[Text]:
     """The whole trace, fitted into `width` cells, or as wide as it is where that is None."""
     deepest = _DEEPEST if width is None else min(_DEEPEST, width // _INDENT_SHARE)
     rows = list(_rows(trace.roots(), deepest))
     usage = _subtree_usage([row.node for row in rows])
     names = [_name(row) for row in rows]
-    columns = [_columns(row.node, trace, usage[row.node.span.span_id]) for row in rows]
+    frame = _Frame(trace.start_time_unix_nano, trace.duration_ns)
+    columns = [_columns(row.node, frame, usage[row.node.span.span_id]) for row in rows]
     cells = [max(column.cell_len for column in kind) for kind in zip(*columns, strict=True)]
     name_cells = max(name.cell_len for name in names)
     if width is not None:
@@ -146,26 +155,26 @@ def _name(row: _Row) -> Text:
     )
 
 
-def _columns(node: TreeNode, trace: Trace, usage: Usage) -> list[Text]:
+def _columns(node: TreeNode, frame: _Frame, usage: Usage) -> list[Text]:
     span = node.span
     is_llm = bool(Usage.of_span(span).total_tokens)
     style = "" if is_llm else "dim"  # sums stand back behind the requests they are made of
     tokens = f"{usage.input_tokens:,}→{usage.output_tokens:,}" if usage.total_tokens else ""
     return [
         Text(duration(span.duration_ns).rjust(8)),
-        Text(_bar(span, trace), style="red" if span.is_error else "green"),
+        Text(_bar(span, frame), style="red" if span.is_error else "green"),
         Text(tokens, style=style),
         Text(cost(usage.cost_usd), style=style),
         _ending(span),
     ]
 
 
-def _bar(span: Span, trace: Trace) -> str:
+def _bar(span: Span, frame: _Frame) -> str:
     """Where in the trace the span lies, in eighths of a cell at its end."""
-    whole = trace.duration_ns
+    whole = frame.duration_ns
     if not whole:
         return "▏".ljust(BAR_CELLS)
-    offset = span.start_time_unix_nano - trace.start_time_unix_nano
+    offset = span.start_time_unix_nano - frame.start_ns
     start = min(BAR_CELLS * offset // whole, BAR_CELLS - 1)
     eighths = max(1, round(8 * BAR_CELLS * (offset + span.duration_ns) / whole) - 8 * start)
     eighths = min(eighths, 8 * (BAR_CELLS - start))

@@ -37,6 +37,11 @@ def clean(text: str) -> str:
     return "".join(map(_clean_character, text))
 
 
+def clean_lines(text: str) -> str:
+    """The same for text of several lines, which stay several."""
+    return "\n".join(map(clean, text.split("\n")))
+
+
 def _clean_character(character: str) -> str:
     if character in "\t\n\v\f\r\x85\u2028\u2029":
         return " "

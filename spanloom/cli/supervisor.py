@@ -60,8 +60,10 @@ class StopRequest:
 
     def install(self) -> None:
         """Take the signals over from Python's defaults."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asked to outlive it
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.count += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from spanloom.cli.safe_text import to_json
+from spanloom.cli.safe_text import clean_lines, to_json
 
 
 def stdout() -> Console:
@@ -30,5 +30,5 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 def print_error(message: str) -> None:
     """A sentence on stderr."""
-    sys.stderr.write(f"spanloom: {message}\n")
+    sys.stderr.write(f"spanloom: {clean_lines(message)}\n")
     sys.stderr.flush()

@@ -64,7 +64,7 @@ class HttpReader:
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             headers={"User-Agent": f"spanloom/{__version__}"},
             # A proxy of the company's must not be asked for this machine's own ports.
-            trust_env=not _is_loopback(url.host),
+            trust_env=not is_loopback(url.host),
         )
 
     def get_trace(self, trace_id: str) -> Trace | None:
@@ -159,6 +159,8 @@ class HttpReader:
             raise StoreClosedError("the reader is closed")
         try:
             response = self._client.get(f"/api/spanloom{path}", params=list(parameters))
+        except RuntimeError as error:  # closed by another thread meanwhile
+            raise StoreClosedError("the reader is closed") from error
         except httpx2.TimeoutException as error:
             raise SourceUnavailableError(
                 f"{self._base_url} does not answer in time: is it overloaded, or is something "
@@ -272,7 +274,8 @@ def _sentence(response: httpx2.Response) -> str:
         return ""
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a URL's host is this machine, as far as the name tells."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

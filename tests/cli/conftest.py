@@ -25,14 +25,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         global probes
         probes += 1
         healthy = self.path == "/health" and probes > failing
+        if healthy and probes == failing + 1:
+            note("healthy")
         self.send_response(200 if healthy else 503)
         self.end_headers()
         self.wfile.write(b"fine" if healthy else b"warming up")
         if self.path == "/die":
             print("\\x1b[31mlast words\\x1b[0m of", name, flush=True)
             os._exit(7)
-        if healthy and probes == failing + 1:
-            note("healthy")
     def log_message(self, *args):
         pass
 
