@@ -16,7 +16,13 @@ from spanloom.otlp.encode import write_log
 from spanloom.otlp.metrics import write_point
 from spanloom.otlp.values import clean
 from spanloom.store import tags
-from spanloom.store.interning import Interning, digest
+from spanloom.store.interning import (
+    InternedOperation,
+    InternedResource,
+    InternedScope,
+    Interning,
+    digest,
+)
 from spanloom.store.spans import capped, encode_details
 
 BLOCK_BITS: Final = 10
@@ -40,9 +46,9 @@ class _Row:
     trace: int
     span_id: bytes
     parent: bytes | None
-    operation: int
-    resource: int
-    scope: int
+    operation: InternedOperation
+    resource: InternedResource
+    scope: InternedScope
     start: int
     end: int
     status: int
@@ -50,6 +56,7 @@ class _Row:
     usage: tuple[int | None, int | None, float | None]
     details: bytes
     hashes: set[int]
+    """Tags of the span alone; those of operation, resource and scope come on top."""
 
     def values(self, row_id: int) -> tuple[object, ...]:
         return (
@@ -57,9 +64,9 @@ class _Row:
             self.trace,
             self.span_id,
             self.parent,
-            self.operation,
-            self.resource,
-            self.scope,
+            self.operation.id,
+            self.resource.id,
+            self.scope.id,
             self.start,
             self.end,
             self.status,
@@ -79,6 +86,14 @@ class _Block:
     starts: list[int] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
     hashes: set[int] = field(default_factory=set)
+    shared: set[tuple[int, frozenset[int], frozenset[int]]] = field(default_factory=set)
+
+    def all_hashes(self) -> set[int]:
+        for operation, resource, scope in self.shared:
+            self.hashes.add(operation)
+            self.hashes |= resource
+            self.hashes |= scope
+        return self.hashes
 
 
 class Ingest:
@@ -121,7 +136,7 @@ class Ingest:
             self._insert(rows)
         self._connection.execute("RELEASE new_spans")
         self._add_to_blocks(rows)
-        self._count_operations(Counter(row.operation for row in rows))
+        self._count_operations(Counter(row.operation.id for row in rows))
         self._count("spans", len(rows))
         self._next_span += len(rows)
 
@@ -130,25 +145,20 @@ class Ingest:
         scope = self._interning.scope(span.scope)
         name = clean(span.name)
         kind = span.kind.value
-        hashes = set(tags.span_hashes(span))
-        hashes |= resource.hashes
-        hashes |= scope.hashes
-        hashes.add(tags.KIND_HASHES[kind])
-        hashes.add(tags.tag_hash(tags.OPERATION, name))
         return _Row(
             trace=self._trace(bytes.fromhex(span.trace_id), now_ms),
             span_id=bytes.fromhex(span.span_id),
             parent=bytes.fromhex(span.parent_span_id) or None,
             operation=self._interning.operation(resource.service, name, kind),
-            resource=resource.id,
-            scope=scope.id,
+            resource=resource,
+            scope=scope,
             start=capped(span.start_time_unix_nano),
             end=capped(span.end_time_unix_nano),
             status=span.status.code.value,
             incomplete=span.attributes.get(semconv.SPANLOOM_INCOMPLETE) is True,
             usage=_usage(span),
             details=encode_details(span),
-            hashes=hashes,
+            hashes=tags.span_hashes(span),
         )
 
     def _trace(self, trace_id: bytes, now_ms: int) -> int:
@@ -213,6 +223,7 @@ class Ingest:
             block.starts.append(row.start)
             block.durations.append(max(0, row.end - row.start))
             block.hashes |= row.hashes
+            block.shared.add((row.operation.hash, row.resource.hashes, row.scope.hashes))
         for number, block in blocks.items():
             self._connection.execute(
                 "INSERT INTO blocks VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
@@ -231,12 +242,13 @@ class Ingest:
             if self._open_block[0] != number:
                 self._open_block = (number, set())
             stored = self._open_block[1]
+            hashes = block.all_hashes()
             # Sorted, so that they go into the index in its own order.
             self._connection.executemany(
                 "INSERT INTO block_tags VALUES (?, ?) ON CONFLICT DO NOTHING",
-                [(number, tag) for tag in sorted(block.hashes - stored)],
+                [(number, tag) for tag in sorted(hashes - stored)],
             )
-            stored |= block.hashes
+            stored |= hashes
 
     def _add_logs(self, events: Sequence[LogEvent], now_ms: int) -> None:
         rows = []

@@ -30,6 +30,14 @@ class InternedScope(NamedTuple):
     hashes: frozenset[int]
 
 
+class InternedOperation(NamedTuple):
+    """A stored span name."""
+
+    id: int
+    hash: int
+    """The tag that every span of this name has."""
+
+
 def digest(*parts: bytes, size: int = 16) -> bytes:
     """A fingerprint of bytes, for finding equal rows."""
     state = blake2b(digest_size=size)
@@ -48,7 +56,7 @@ class Interning:
         self._services: dict[str, int] = {}
         self._resources: dict[bytes, InternedResource] = {}
         self._scopes: dict[bytes, InternedScope] = {}
-        self._operations: dict[tuple[int, str, int], int] = {}
+        self._operations: dict[tuple[int, str, int], InternedOperation] = {}
         self._metrics: dict[bytes, int] = {}
         # Decoded items share their resource and scope objects, so within a batch, which keeps
         # them alive, the object's identity finds the row without encoding it again.
@@ -113,16 +121,19 @@ class Interning:
         self._by_identity[id(scope)] = found
         return found
 
-    def operation(self, service: int, name: str, kind: int) -> int:
+    def operation(self, service: int, name: str, kind: int) -> InternedOperation:
         """The row of a span name."""
         key = (service, name, kind)
         found = self._operations.get(key)
         if found is None:
-            found = self._operations[key] = self._row(
-                "SELECT id FROM operations WHERE service = ? AND name = ? AND kind = ?",
-                "INSERT INTO operations (service, name, kind, span_count) VALUES (?, ?, ?, 0)",
-                key,
-                looked_up_by=3,
+            found = self._operations[key] = InternedOperation(
+                self._row(
+                    "SELECT id FROM operations WHERE service = ? AND name = ? AND kind = ?",
+                    "INSERT INTO operations (service, name, kind, span_count) VALUES (?, ?, ?, 0)",
+                    key,
+                    looked_up_by=3,
+                ),
+                tags.tag_hash(tags.OPERATION, name),
             )
         return found
 

@@ -10,6 +10,7 @@ import heapq
 import json
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 from spanloom.model import TraceQuery
@@ -47,6 +48,12 @@ def matching_traces(
         "service": None if query.service is None else clean(query.service),
         "operation": None if query.operation is None else clean(query.operation),
     }
+    # Without tags one row per trace is enough, and no message is looked at.
+    matches = (
+        partial(_TagFilter(matcher, shared_tags).matches, connection)
+        if query.tags
+        else partial(_latest, connection)
+    )
     latest: dict[int, int] = {}
     for block, max_start in connection.execute(
         sql.statement("find_blocks"), {**bounds, "tags": json.dumps(_block_tags(query, matcher))}
@@ -56,7 +63,7 @@ def matching_traces(
             if last_wanted >= max_start:
                 break
         within = {"first": block << BLOCK_BITS, "last": ((block + 1) << BLOCK_BITS) - 1}
-        for trace, start in _matches(connection, {**columns, **within}, matcher, shared_tags):
+        for trace, start in matches({**columns, **within}):
             if start > latest.get(trace, -1):
                 latest[trace] = start
     ranked = sorted(latest.items(), key=lambda item: (-item[1], item[0]))
@@ -72,29 +79,43 @@ def _block_tags(query: TraceQuery, matcher: tags.TagMatcher) -> list[int]:
     return wanted
 
 
-def _matches(
-    connection: sqlite3.Connection,
-    parameters: dict[str, Any],
-    matcher: tags.TagMatcher,
-    shared_tags: SharedTags,
-) -> list[tuple[int, int]]:
-    """Trace and start of the matching spans in a block; without tags one span per trace."""
-    if not matcher.hashes:
-        return connection.execute(sql.statement("latest_in_block"), parameters).fetchall()
-    found = []
-    for trace, start, status, kind, resource, scope, details in connection.execute(
-        sql.statement("find_in_block"), parameters
-    ).fetchall():
-        wanted = matcher.remaining(
-            status=status, kind=kind, shared=shared_tags(connection, resource, scope)
-        )
-        if all(tag.may_be_in(details) for tag in wanted) and _has(details, wanted):
-            found.append((trace, start))
-    return found
+def _latest(connection: sqlite3.Connection, parameters: dict[str, Any]) -> list[tuple[int, int]]:
+    """Each trace with a matching span in a block, and the latest start of those."""
+    return connection.execute(sql.statement("latest_in_block"), parameters).fetchall()
 
 
-def _has(details: bytes, wanted: list[tags.Wanted]) -> bool:
-    if not wanted:
-        return True
+class _TagFilter:
+    """Finds the spans of a block that have the tags of one query."""
+
+    def __init__(self, matcher: tags.TagMatcher, shared_tags: SharedTags) -> None:
+        self._matcher = matcher
+        self._shared_tags = shared_tags
+        # Few combinations of status, kind, resource and scope recur in every block.
+        self._remaining: dict[tuple[int, int, int, int], tuple[tags.Wanted, ...]] = {}
+
+    def matches(
+        self, connection: sqlite3.Connection, parameters: dict[str, Any]
+    ) -> list[tuple[int, int]]:
+        """Trace and start of each matching span in a block."""
+        found = []
+        for trace, start, status, kind, resource, scope, details in connection.execute(
+            sql.statement("find_in_block"), parameters
+        ).fetchall():
+            shared = (status, kind, resource, scope)
+            wanted = self._remaining.get(shared)
+            if wanted is None:
+                wanted = self._remaining[shared] = self._matcher.remaining(
+                    status=status,
+                    kind=kind,
+                    shared=self._shared_tags(connection, resource, scope),
+                )
+            if not wanted or (
+                all(tag.may_be_in(details) for tag in wanted) and _has(details, wanted)
+            ):
+                found.append((trace, start))
+        return found
+
+
+def _has(details: bytes, wanted: tuple[tags.Wanted, ...]) -> bool:
     have = {pair for attributes in own_attributes(details) for pair in tags.pairs(attributes)}
     return all((tag.key, tag.text) in have for tag in wanted)

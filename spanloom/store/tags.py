@@ -11,13 +11,16 @@ b"\x00"               AA==
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
+import orjson
+from opentelemetry.proto.common.v1.common_pb2 import ArrayValue, KeyValueList
+
 from spanloom.model import Attributes, AttributeValue, Span, SpanKind, StatusCode
+from spanloom.otlp.values import clean, write_attributes, write_value
 
 TagPairs: TypeAlias = frozenset[tuple[str, str]]
 """Keys with the texts of their values."""
@@ -27,8 +30,6 @@ SPAN_KIND: Final = "span.kind"
 # Not legal as attribute keys of ours, so that they never meet a real one.
 SERVICE: Final = "\0service"
 OPERATION: Final = "\0operation"
-
-_NOT_PLAIN_TEXT: Final = re.compile(r"[-+]?[0-9.]|true$|false$|[-+]?inf$|nan$|[\[{]")
 
 
 def tag_hash(key: str, text: str) -> int:
@@ -60,46 +61,51 @@ def texts(value: AttributeValue) -> Iterator[str]:
 
 
 def _json(value: AttributeValue) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    try:
+        return orjson.dumps(value, default=_plain).decode()
+    except TypeError:  # a lone surrogate, or an integer over 64 bits
+        return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(value: AttributeValue) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(type(value).__name__)
 
 
-def attribute_hashes(attributes: Attributes) -> Iterator[int]:
+def attribute_hashes(attributes: Attributes) -> list[int]:
     """Tag hashes of a set of attributes."""
+    hashes: list[int] = []
     for key, value in attributes.items():
-        if type(value) is str:  # by far the most frequent
-            yield crc32(f"{key}={value}".encode(errors="replace"))
+        if type(value) is str or type(value) is int:  # nearly all
+            hashes.append(tag_hash(key, str(value)))
         else:
-            for text in texts(value):
-                yield tag_hash(key, text)
+            hashes.extend(tag_hash(key, text) for text in texts(value))
+    return hashes
 
 
-def span_hashes(span: Span) -> Iterator[int]:
+def span_hashes(span: Span) -> set[int]:
     """Tag hashes of a span's own attributes, events and links, its kind and its error.
 
     Resource, scope, service and operation are shared by many spans and hashed where they are
     interned.
     """
-    yield from attribute_hashes(span.attributes)
+    hashes = set(attribute_hashes(span.attributes))
     for event in span.events:
-        yield from attribute_hashes(event.attributes)
+        hashes.update(attribute_hashes(event.attributes))
     for link in span.links:
-        yield from attribute_hashes(link.attributes)
+        hashes.update(attribute_hashes(link.attributes))
+    hashes.add(_KIND_HASHES[span.kind])
     if span.status.code is StatusCode.ERROR:
-        yield _ERROR_TRUE
+        hashes.add(_ERROR_HASH)
+    return hashes
 
 
-_ERROR_TRUE: Final = tag_hash(ERROR, "true")
-KIND_HASHES: Final = {kind.value: tag_hash(SPAN_KIND, kind.name.lower()) for kind in SpanKind}
+_KIND_NAMES: Final = {kind.value: kind.name.lower() for kind in SpanKind}
+_KIND_HASHES: Final = {kind: tag_hash(SPAN_KIND, name) for kind, name in _KIND_NAMES.items()}
+_ERROR_HASH: Final = tag_hash(ERROR, "true")
 
 
 def pairs(attributes: Attributes) -> TagPairs:
@@ -108,10 +114,10 @@ def pairs(attributes: Attributes) -> TagPairs:
 
 
 class Wanted(NamedTuple):
-    """One tag of a query.
+    """One tag of a query, with the bytes that an encoded span must contain to have it.
 
-    `key_bytes` and one of `value_bytes`, if there are any, must occur in an encoded span that
-    has the tag: looking for them is far cheaper than decoding.
+    Looking for bytes is far cheaper than decoding. `key_bytes` must occur, and one of
+    `value_bytes` unless that is empty.
     """
 
     key: str
@@ -121,16 +127,12 @@ class Wanted(NamedTuple):
 
     @classmethod
     def of(cls, key: str, text: str) -> "Wanted":
-        """Strings and bytes stand in a message as they are.
-
-        Where the text may be that of a number, a boolean or a collection, only the key counts.
-        """
+        """Encode the text as each of the types whose value it may be."""
         values: tuple[bytes, ...] = ()
-        if not _NOT_PLAIN_TEXT.match(text):
-            values = (text.encode(errors="replace"),)
-            with suppress(ValueError):
-                values += (base64.b64decode(text, validate=True),)
-        return cls(key, text, key.encode(errors="replace"), values)
+        # The JSON of a collection can be encoded in too many ways; NaN in many, too.
+        if not text.startswith(("[", "{")) and text != "nan":
+            values = tuple(needle for value in _readings(text) for needle in _encodings(key, value))
+        return cls(key, text, clean(key).encode(), values)
 
     def may_be_in(self, details: bytes) -> bool:
         """Whether an encoded span can have the tag; False is certain."""
@@ -139,24 +141,45 @@ class Wanted(NamedTuple):
         )
 
 
+def _readings(text: str) -> Iterator[AttributeValue]:
+    yield text
+    if text in ("true", "false"):
+        yield text == "true"
+    with suppress(ValueError):
+        yield int(text)
+    with suppress(ValueError):
+        yield float(text)
+    with suppress(ValueError):
+        yield base64.b64decode(text, validate=True)
+
+
+def _encodings(key: str, value: AttributeValue) -> Iterator[bytes]:
+    """A value as it stands in a KeyValue of this key, and as it stands in an array."""
+    pair = KeyValueList()
+    write_attributes(pair.values, {key: value})
+    yield pair.values[0].SerializeToString()
+    array = ArrayValue()
+    write_value(array.values.add(), value)
+    yield array.SerializeToString()
+
+
 class TagMatcher:
-    """Checks the spans of a block against the tags of one query."""
+    """Checks spans against the tags of one query."""
 
     def __init__(self, tags: Mapping[str, str]) -> None:
-        self._wanted = [Wanted.of(key, text) for key, text in tags.items()]
+        self._wanted = tuple(Wanted.of(key, text) for key, text in tags.items())
         self.hashes = [tag_hash(key, text) for key, text in tags.items()]
 
-    def remaining(self, *, status: int, kind: int, shared: Iterable[TagPairs]) -> list[Wanted]:
+    def remaining(
+        self, *, status: int, kind: int, shared: Iterable[TagPairs]
+    ) -> tuple[Wanted, ...]:
         """The tags that status, kind, resource and scope do not meet already."""
         met = {(SPAN_KIND, _KIND_NAMES.get(kind))}
         if status == StatusCode.ERROR:
             met.add((ERROR, "true"))
-        return [
+        return tuple(
             wanted
             for wanted in self._wanted
             if (wanted.key, wanted.text) not in met
             and not any((wanted.key, wanted.text) in have for have in shared)
-        ]
-
-
-_KIND_NAMES: Final = {kind.value: kind.name.lower() for kind in SpanKind}
+        )

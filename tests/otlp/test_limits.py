@@ -16,9 +16,11 @@ def test_no_compression(encoding: str) -> None:
     assert decompress(b"body", encoding) == b"body"
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"ab" * 3_000_000])
-def test_gzip(data: bytes) -> None:
+@pytest.mark.parametrize("size", [0, 1, 6_000_000])
+def test_gzip(size: int) -> None:
     """A gzip body comes out whole, of any size."""
+    data = bytes(n % 251 for n in range(size))
+
     assert decompress(gzip.compress(data), "gzip") == data
 
 
@@ -52,7 +54,9 @@ def test_a_bomb_never_unfolds() -> None:
     assert peak < 32 * 2**20
 
 
-@pytest.mark.parametrize("body", [b"plain", gzip.compress(b"x" * 999)[:-9], b"\x1f\x8b"])
+@pytest.mark.parametrize(
+    "body", [b"plain", gzip.compress(b"x" * 999)[:-9], b"\x1f\x8b"], ids=["plain", "cut", "head"]
+)
 def test_broken_gzip_is_malformed(body: bytes) -> None:
     """What is not gzip, or ends too early, is the client's mistake."""
     with pytest.raises(MalformedPayloadError):
