@@ -110,6 +110,14 @@ class CleaningLogExporter(LogRecordExporter):
 
 
 def _clean_span(span: ReadableSpan) -> ReadableSpan:
+    try:
+        return _cleaned(span)
+    except Exception:  # one odd span must not cost the batch
+        _logger.debug("could not clean a span", exc_info=True)
+        return span
+
+
+def _cleaned(span: ReadableSpan) -> ReadableSpan:
     attributes = span.attributes or {}
     has_text = (
         bool(span.events)

@@ -41,8 +41,9 @@ _OUR_KEYS: Final = frozenset(
         *(semconv.LOG_TRACE_ID, semconv.LOG_SPAN_ID, semconv.LOG_TRACE_FLAGS),
     }
 )
-# Each logs every request at INFO, which its span says better.
-_CHATTY: Final = ("httpx", "httpx2", "httpcore", "httpcore2")
+# Their INFO says what spans say better, or that something was dropped after shutdown.
+_CHATTY: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "opentelemetry")
+_FIRST_ERROR_STATUS: Final = 400
 _STEP_TOKENS: Final = (
     (semconv.GEN_AI_USAGE_INPUT_TOKENS, "input_tokens"),
     (semconv.GEN_AI_USAGE_OUTPUT_TOKENS, "output_tokens"),
@@ -56,6 +57,10 @@ class LogPipeline:
         self._service_name = service_name
         self._provider = provider
         self._loggers: dict[str, Logger] = {}
+
+    def stop_exporting(self) -> None:
+        """Write to stdout only from now on."""
+        self._provider = None
 
     def __call__(self, logger: Any, method_name: str, event_dict: EventDict) -> str:  # noqa: ARG002
         """Finish an event of the current context; structlog's processor signature."""
@@ -85,20 +90,22 @@ class LogPipeline:
             line[semconv.LOG_TRACE_FLAGS] = format(context.trace_flags, "02x")
         for key, value in event_dict.items():
             line.setdefault(key, value)
+        provider = self._provider
         # Export threads run with instrumentation suppressed: what they log would be exported,
         # fail, be logged again, and so on.
-        if self._provider is not None and is_instrumentation_enabled():
-            self._emit(line, level, now, span)
+        if provider is not None and is_instrumentation_enabled():
+            self._emit(provider, line, level, now, span)
         return render(line)
 
-    def _emit(self, line: dict[str, Any], level: str, now: int, span: Span) -> None:
+    def _emit(
+        self, provider: LoggerProvider, line: dict[str, Any], level: str, now: int, span: Span
+    ) -> None:
         name = str(line["logger"]) or "spanloom"
         if name.startswith("opentelemetry."):
             return
         logger = self._loggers.get(name)
         if logger is None:
-            assert self._provider is not None
-            logger = self._loggers[name] = self._provider.get_logger(name)
+            logger = self._loggers[name] = provider.get_logger(name)
         number, text = _SEVERITY.get(level, _SEVERITY["info"])
         logger.emit(
             timestamp=now,
@@ -176,13 +183,34 @@ class OncePerMinute(logging.Filter):
         return True
 
 
+class QuietPaths(logging.Filter):
+    """Drops uvicorn's access lines of successful requests to paths that are polled all day."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        super().__init__()
+        self._paths = paths
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about one record, by uvicorn's (client, method, path, version, status)."""
+        if record.name != "uvicorn.access" or not isinstance(record.args, tuple):
+            return True
+        match record.args:
+            case (_, _, str(path), _, int(status)):
+                return status >= _FIRST_ERROR_STATUS or path.partition("?")[0] not in self._paths
+        return True
+
+
 class LineHandler(logging.Handler):
     """The root handler: formats a record with the pipeline and writes the line."""
 
-    def __init__(self, writer: StdoutWriter, pipeline: LogPipeline) -> None:
+    def __init__(
+        self, writer: StdoutWriter, pipeline: LogPipeline, quiet_paths: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self._writer = writer
         self.addFilter(OncePerMinute())
+        if quiet_paths:
+            self.addFilter(QuietPaths(quiet_paths))
         self.setFormatter(
             structlog.stdlib.ProcessorFormatter(
                 foreign_pre_chain=[
@@ -212,7 +240,11 @@ _info_enabled = False
 
 
 def configure(
-    *, service_name: str, level: str = "INFO", provider: LoggerProvider | None = None
+    *,
+    service_name: str,
+    level: str = "INFO",
+    provider: LoggerProvider | None = None,
+    quiet_paths: tuple[str, ...] = (),
 ) -> None:
     """Send structlog and stdlib logging through the pipeline, from `level` upwards."""
     global _pipeline, _info_enabled  # noqa: PLW0603 - one process, one stdout
@@ -232,13 +264,21 @@ def configure(
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, LineHandler)]:
         root.removeHandler(handler)
-    root.addHandler(LineHandler(_writer, _pipeline))
+    root.addHandler(
+        LineHandler(_writer, _pipeline, quiet_paths if threshold > logging.DEBUG else ())
+    )
     root.setLevel(threshold)
     for name in _CHATTY:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(max(threshold, logging.WARNING))
     adopt_stdlib_loggers()
+
+
+def stop_exporting() -> None:
+    """Send nothing over OTLP any more; called when the logger provider is shut down."""
+    if _pipeline is not None:
+        _pipeline.stop_exporting()
 
 
 def adopt_stdlib_loggers() -> None:

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from spanloom import semconv
-from spanloom.telemetry import endings, genai_metrics, logs, manual, metrics
+from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation
 from spanloom.telemetry.exporters import (
     CleaningLogExporter,
     CleaningSpanExporter,
@@ -116,6 +116,7 @@ class Telemetry:
             return
         self._is_shut_down = True
         providers = (self.tracer_provider, self.logger_provider, self.meter_provider)
+        logs.stop_exporting()
         _run_bounded([provider.shutdown for provider in providers], timeout_s)
         metrics.mark_this_process_dead()
 
@@ -279,6 +280,7 @@ def _install(telemetry: Telemetry) -> None:
         service_name=str(resource.get(semconv.SERVICE_NAME, "")),
         level=settings.log_level,
         provider=telemetry.logger_provider if settings.enabled else None,
+        quiet_paths=settings.untraced_paths,
     )
     for problem in settings.problems:
         logging.getLogger("spanloom.telemetry").warning(problem)
@@ -286,7 +288,7 @@ def _install(telemetry: Telemetry) -> None:
         metrics_api.set_meter_provider(telemetry.meter_provider)
         trace.set_tracer_provider(telemetry.tracer_provider)
         logs_api.set_logger_provider(telemetry.logger_provider)
-    manual.use_tracer_provider(telemetry.tracer_provider)
+    operation.use_tracer_provider(telemetry.tracer_provider)
     genai_metrics.use_meter_provider(telemetry.meter_provider, names=settings.genai_metric_names)
     if settings.log_steps:
         endings.set_step_listener(logs.log_step)
@@ -322,6 +324,11 @@ def _instrument_libraries(telemetry: Telemetry) -> None:
             instrumentor = getattr(__import__(module, fromlist=[name]), name)()
             if not instrumentor.is_instrumented_by_opentelemetry:
                 instrumentor.instrument(**arguments)
+            elif arguments is http:
+                _logger.warning(
+                    "%s was instrumented before setup: SPANLOOM_PROPAGATE_TO does not hold for it",
+                    library,
+                )
         except Exception:
             _logger.warning("%s is not traced", library, exc_info=True)
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Sampler
 
-from spanloom.telemetry import manual
+from spanloom.telemetry import operation
 
 _FIRST_TRACE_ID: Final = 0x10000000000000000000000000000000
 _FIRST_SPAN_ID: Final = 0x1000000000000000
@@ -104,9 +104,9 @@ def capture_spans(sampler: Sampler | None = None) -> Iterator[CapturedSpans]:
         sampler=sampler, id_generator=CountingIdGenerator(), shutdown_on_exit=False
     )
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    before = manual.swap_tracer(provider.get_tracer("spanloom.telemetry"))
+    before = operation.swap_tracer(provider.get_tracer("spanloom.telemetry"))
     try:
         yield CapturedSpans(provider, exporter)
     finally:
-        manual.swap_tracer(before)
+        operation.swap_tracer(before)
         provider.shutdown()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spanloom.telemetry.log_lines import plain, render
-from spanloom.telemetry.logs import OncePerMinute
+from spanloom.telemetry.logs import OncePerMinute, QuietPaths
 from tests.telemetry.live import Script, child_environment
 
 QUIET = {
@@ -199,6 +199,23 @@ def test_plain_keeps_what_otlp_can_carry() -> None:
     assert plain(2**63) == str(2**63)
     assert plain({"e": ValueError("x")}) == {"e": "x"}
     assert len(plain("x" * 100_000)) <= 16_384
+
+
+def test_polled_paths_leave_no_access_lines() -> None:
+    """A healthy health check is silent; a failing one, and every other path, is not."""
+    quiet = QuietPaths(("/health",))
+
+    def access(path: str, status: int) -> logging.LogRecord:
+        made = record("uvicorn.access")
+        made.args = ("127.0.0.1:1", "GET", path, "1.1", status)
+        return made
+
+    assert not quiet.filter(access("/health", 200))
+    assert not quiet.filter(access("/health?full=1", 200))
+    assert quiet.filter(access("/health", 503))
+    assert quiet.filter(access("/healthy", 200))
+    assert quiet.filter(record("uvicorn.access"))
+    assert quiet.filter(record("other"))
 
 
 def record(name: str) -> logging.LogRecord:

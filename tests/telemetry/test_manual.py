@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, Samp
 from opentelemetry.trace import SpanKind, StatusCode
 
 from spanloom import semconv
-from spanloom.telemetry import embeddings, llm_call, manual, rerank, retrieval, step, tool
+from spanloom.telemetry import embeddings, llm_call, operation, rerank, retrieval, step, tool
 from spanloom.telemetry.testing import CapturedSpans, capture_spans
 
 
@@ -182,13 +182,13 @@ def test_telemetry_that_fails_does_not_reach_the_caller() -> None:
         def start_span(self, *_: object, **__: object) -> None:
             raise RuntimeError("no telemetry today")
 
-    before = manual.swap_tracer(Broken())  # type: ignore[arg-type]
+    before = operation.swap_tracer(Broken())  # type: ignore[arg-type]
     try:
         with tool("calc"), llm_call("m", provider="openai") as call:
             call.usage(input_tokens=1, output_tokens=1)
             answer = 42
     finally:
-        manual.swap_tracer(before)
+        operation.swap_tracer(before)
 
     assert answer == 42
 

@@ -308,6 +308,36 @@ def test_providers_that_are_there_already_are_used(script: Script, tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
+def test_a_failed_request_is_one_exception_event(script: Script, receiver: Receiver) -> None:
+    """The event stands on the HTTP span that failed; the tool around it has status only."""
+    done = script.run(
+        "import httpx2\n"
+        "from spanloom.telemetry import setup, step, tool\n"
+        "setup('x')\n"
+        "try:\n"
+        "    with step('node'), tool('fetch'):\n"
+        "        httpx2.get('http://127.0.0.1:9/')\n"
+        "except httpx2.ConnectError: pass\n",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+    )
+
+    assert done.returncode == 0, done.stderr
+    events = {span.name: len(span.events) for span in receiver.spans}
+    assert events == {"GET": 1, "execute_tool fetch": 0, "node": 0}
+    assert {span.status.code for span in receiver.spans} == {2}
+
+
+def test_after_shutdown_lines_go_on_without_complaint(script: Script, receiver: Receiver) -> None:
+    """What is logged and traced after the end is written to stdout and costs nothing else."""
+    done = script.run(
+        TRACED + "telemetry.shutdown()\nwith step('late'): get_logger('script').info('late')\n",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+    )
+
+    assert [line["event"] for line in lines(done)] == ["said", "step", "step", "late", "step"]
+    assert len(receiver.spans) == 2
+
+
 def test_exporting_is_never_traced(script: Script, receiver: Receiver) -> None:
     """The exporters' own requests make no spans and carry no trace context."""
     done = script.run(
