@@ -90,6 +90,8 @@ def expressions(text: str) -> list[str]:
 def _tidy(run: str) -> str | None:
     """`run` without loose ends, if what is left is an expression with an operator in it."""
     expression = " ".join(run.split()).rstrip("+-*/%(. ").strip()
+    if len(expression) > _MAX_LENGTH:
+        return None
     while expression and not _parses(expression):
         if expression.count("(") > expression.count(")"):
             expression = expression.replace("(", "", 1).strip()
@@ -98,7 +100,7 @@ def _tidy(run: str) -> str | None:
             expression = (head + tail).strip()
         else:
             return None
-    if len(expression) > _MAX_LENGTH or not _OPERATOR_BETWEEN.search(expression):
+    if not _OPERATOR_BETWEEN.search(expression):
         return None
     return _without_outer_brackets(expression)
 

@@ -36,8 +36,8 @@ from service.settings import Settings
 from spanloom.telemetry import Telemetry, current_trace_id, get_logger, setup
 
 SERVICE_NAME: Final = "offline-llm"
-# The largest context window is about 600 kB of English; JSON escapes can triple Chinese.
-MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+# The largest context window is about 600 kB of text; JSON escapes can double Chinese.
+MAX_BODY_BYTES: Final = 2 * 1024 * 1024
 HTTP_CLIENT_CLOSED_REQUEST: Final = 499
 _MODELS_CREATED: Final = 1_767_225_600  # 2026-01-01, a fixed date: the models never change
 

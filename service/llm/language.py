@@ -38,6 +38,7 @@ _CJK_LOOSE_END: Final = "有会能要"
 _ABBREVIATION: Final = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|Eq|Sec|St|approx|resp|al)\.|\b[A-Z]\.)$"
 )
+_LONGEST_ABBREVIATION: Final = 8
 _SENTENCE_END: Final = re.compile(
     r"""(?<=[.!?])["'”’)\]]*(?:\s+(?=["'“‘(\[]?[A-Z0-9\u3400-\u9fff`*])|$)|(?<=[。！？；])[”’」』）]*"""
 )
@@ -194,7 +195,7 @@ def _split_sentences(paragraph: str) -> list[str]:
     start = 0
     for end in _SENTENCE_END.finditer(paragraph):
         candidate = paragraph[start : end.end()]
-        if _ABBREVIATION.search(candidate.rstrip()):
+        if _ABBREVIATION.search(candidate.rstrip()[-_LONGEST_ABBREVIATION:]):
             continue
         if candidate.strip():
             found.append(candidate.strip())

@@ -22,11 +22,17 @@ _TAG: Final = re.compile(
 _PASSAGE_HEADER: Final = re.compile(r"^\[(\d+)\][ \t]*(?:\(([^)\n]+)\))?[ \t]*(.*)$", re.MULTILINE)
 # "name(arguments) = content": results in one block begin with the call they answer.
 _TOOL_RESULT_START: Final = re.compile(r"^(?=[\w.-]+\([^\n]*\)\s*(?:=|:|->|→))", re.MULTILINE)
-_PLAIN_FORM: Final = re.compile(
-    r"(?:^|\n)\s*(?:context|passages|documents|上下文|资料|文档)\s*[:：]\s*(?P<context>.+?)"
-    r"\n\s*(?:question|query|问题)\s*[:：]\s*(?P<question>.+)\Z",
-    re.IGNORECASE | re.DOTALL,
+_PLAIN_CONTEXT: Final = re.compile(
+    r"^[ ]?(?:context|passages|documents|上下文|资料|文档) ?[:：]", re.IGNORECASE | re.MULTILINE
 )
+_PLAIN_QUESTION: Final = re.compile(
+    r"^[ ]?(?:question|query|问题) ?[:：]", re.IGNORECASE | re.MULTILINE
+)
+# Runs of blanks mean nothing here, and several patterns below would take quadratic time on them.
+_BLANKS: Final = re.compile(r"[^\S\n]+")
+_EMPTY_LINES: Final = re.compile(r"\n(?: ?\n){2,}")
+# A question is a few sentences; of a longer text the head is looked at.
+MAX_QUESTION_CHARS: Final = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +113,15 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
         if message.get("role") in ("system", "developer")
     )
     user_text = content_text(messages[last_user]["content"]) if last_user < len(messages) else ""
-    blocks, prose = _blocks(user_text)
-    system_blocks, system_prose = _blocks(system_text)
+    blocks, prose = _blocks(_tidy(user_text))
+    system_blocks, system_prose = _blocks(_tidy(system_text))
     for tag, text in system_blocks.items():
         blocks.setdefault(tag, text)
     question = blocks.get("question", blocks.get("query"))
     if question is None:
-        question = prose
-        if plain := _PLAIN_FORM.search(prose):
-            question = plain["question"]
-            blocks.setdefault("context", plain["context"])
+        context, question = _plain_form(prose)
+        if context:
+            blocks.setdefault("context", context)
         instructions = system_prose
     else:
         instructions = f"{system_prose}\n{prose}"
@@ -127,7 +132,7 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
         for passage in _passages(block)
     )
     return Prompt(
-        question=question.strip(),
+        question=question.strip()[:MAX_QUESTION_CHARS],
         instructions=instructions.strip(),
         passages=passages,
         tool_results=blocks.get("tool_results", "").strip(),
@@ -136,6 +141,19 @@ def parse(messages: Sequence[Mapping[str, Any]]) -> Prompt:
         history=_history(messages[:last_user]),
         tool_calls=_tool_calls(messages[last_user + 1 :]),
     )
+
+
+def _tidy(text: str) -> str:
+    return _EMPTY_LINES.sub("\n\n", _BLANKS.sub(" ", text))
+
+
+def _plain_form(prose: str) -> tuple[str, str]:
+    """Context and question of `Context: … Question: …`; else nothing and the whole text."""
+    context = _PLAIN_CONTEXT.search(prose)
+    asked = list(_PLAIN_QUESTION.finditer(prose))
+    if context is None or not asked or asked[-1].start() < context.end():
+        return "", prose
+    return prose[context.end() : asked[-1].start()].strip(), prose[asked[-1].end() :]
 
 
 def _blocks(text: str) -> tuple[dict[str, str], str]:
@@ -188,7 +206,7 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for message in messages:
         role = message.get("role")
-        text = content_text(message.get("content")).strip()
+        text = _tidy(content_text(message.get("content"))).strip()
         if role not in ("user", "assistant") or not text:
             continue
         if role == "user":
@@ -200,7 +218,7 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
 
 def _tool_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[ToolCallMade, ...]:
     results = {
-        message.get("tool_call_id"): content_text(message.get("content"))
+        message.get("tool_call_id"): _tidy(content_text(message.get("content")))
         for message in messages
         if message.get("role") == "tool"
     }

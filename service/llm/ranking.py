@@ -22,6 +22,8 @@ UNKNOWN_TERM_SHARE: Final = 0.7
 RANK_DECAY: Final = 0.08
 # A question for a quantity is answered by a sentence that holds one: worth this share of it.
 NUMBER_GAIN: Final = 0.35
+# The cost of a choice grows with the question's terms; beyond this the least telling are left out.
+MAX_TERMS: Final = 64
 _DUPLICATE_OVERLAP: Final = 0.8
 _LONG_SENTENCE_TERMS: Final = 24
 
@@ -69,6 +71,8 @@ def question_weights(
     for terms, share in ((question, 1.0), (context, 0.5)):
         for term in terms:
             weights.setdefault(term, share * known.get(term, UNKNOWN_TERM_SHARE * rarest))
+    telling = sorted(weights.items(), key=lambda item: item[1], reverse=True)
+    weights = dict(telling[:MAX_TERMS])
     total = sum(weights.values())
     return {term: weight / total for term, weight in weights.items()} if total else {}
 

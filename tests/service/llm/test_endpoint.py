@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 
+from service.llm.endpoint import MAX_BODY_BYTES
 from service.llm.tokenizer import Tokenizer
 from tests.service.llm.running import ROOT, Collector, Endpoint, start_endpoint
 
@@ -319,8 +320,8 @@ def test_a_prompt_beyond_the_context_window_is_refused(
 
 def test_bodies_are_limited(endpoint: Endpoint, http: httpx2.Client) -> None:
     """A body over the limit gets 413, declared or chunked, and the endpoint lives on."""
-    huge = b" " * (5 * 1024 * 1024)
-    for content in (huge, (huge[:65536] for _ in range(80))):
+    huge = b" " * (MAX_BODY_BYTES + 1)
+    for content in (huge, (huge[:65536] for _ in range(64))):
         try:
             reply = http.post("/chat/completions", content=content)
         except httpx2.TransportError:
