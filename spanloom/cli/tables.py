@@ -24,7 +24,14 @@ class Column:
 def print_table(
     console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text]]
 ) -> None:
-    """Align the rows under their headings, by cells, since Chinese takes two each."""
+    """Align the rows under their headings, by cells, since Chinese takes two each.
+
+    A terminal is spared columns in which no row has anything: the others need the room.
+    """
+    if console.is_terminal:
+        filled = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+        columns = [columns[index] for index in filled]
+        rows = [[row[index] for index in filled] for row in rows]
     widths = [
         max([cell_len(column.heading), *(row[index].cell_len for row in rows)])
         for index, column in enumerate(columns)

@@ -304,12 +304,12 @@ def printed(width: int, terminal: bool, fill: Callable[[Console], None]) -> list
 
 
 def test_tables_line_up_by_cells_and_shrink_on_terminals_only() -> None:
-    """A pipe gets whole values; a terminal gets one line a row."""
-    columns = (Column("NAME", shrinks=True), Column("N", "right"))
-    rows = [[Text("中文" * 20), Text("1,000")], [Text("ascii"), Text("2")]]
+    """A pipe gets whole values in all columns; a terminal one line a row, no empty column."""
+    columns = (Column("NAME", shrinks=True), Column("EMPTY"), Column("N", "right"))
+    rows = [[Text("中文" * 20), Text(), Text("1,000")], [Text("ascii"), Text(), Text("2")]]
 
     piped = printed(40, False, lambda console: print_table(console, columns, rows))
-    assert piped[1] == "中文" * 20 + "  1,000"
+    assert piped[1] == "中文" * 20 + "         1,000"
     assert len({cell_len(line) for line in piped}) == 1
     fitted = printed(40, True, lambda console: print_table(console, columns, rows))
     assert fitted[1].endswith("…  1,000")
