@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -64,6 +65,9 @@ class Telemetry:
         """
         if getattr(app, "_spanloom_instrumented", False):
             return
+        if app.middleware_stack is not None:
+            _logger.warning("%s serves already: its requests are not traced", app.title)
+            return
         app._spanloom_instrumented = True  # noqa: SLF001 - the application is what is marked
         if self.settings.enabled:
             self._instrument_contrib(app)
@@ -89,7 +93,9 @@ class Telemetry:
 
         excluded = None  # contrib reads its own variables
         if not any(os.environ.get(name) for name in _FASTAPI_EXCLUDED_URLS):
-            excluded = ",".join(f"^[^/]*//[^/]*{path}$" for path in self.settings.untraced_paths)
+            excluded = ",".join(
+                f"^[^/]*//[^/]*{re.escape(path)}$" for path in self.settings.untraced_paths
+            )
         FastAPIInstrumentor.instrument_app(
             app,
             tracer_provider=self.tracer_provider,

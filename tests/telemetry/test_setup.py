@@ -350,6 +350,24 @@ def test_exporting_is_never_traced(script: Script, receiver: Receiver) -> None:
     assert not [request for request in receiver.requests if "traceparent" in request]
 
 
+def test_instrumenting_a_serving_app_is_said(script: Script) -> None:
+    """FastAPI has built its layers by then: a warning instead of half a trace."""
+    done = script.run(
+        "from fastapi import FastAPI\n"
+        "from spanloom.telemetry import setup\n"
+        "app = FastAPI(title='late')\n"
+        "app.middleware_stack = app.build_middleware_stack()\n"
+        "setup('x').instrument_fastapi(app)\n",
+        OTEL_SDK_DISABLED="true",
+    )
+
+    (line,) = lines(done)
+    assert (line["level"], line["event"]) == (
+        "warning",
+        "late serves already: its requests are not traced",
+    )
+
+
 def test_importing_stays_light(script: Script) -> None:
     """The library pulls in neither LangGraph, nor FastAPI, nor gRPC by itself."""
     done = script.run(
