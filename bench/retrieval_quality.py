@@ -8,6 +8,7 @@ compared when it is installed and left out when it is not.
 """
 
 import argparse
+import os
 import re
 import sqlite3
 import time
@@ -15,6 +16,9 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# One thread of algebra: on a shared machine a second one measures the neighbours.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import bm25s
 import numpy as np

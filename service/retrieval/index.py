@@ -4,6 +4,7 @@ A search ranks all passages twice, by BM25 over terms and by cosine of latent ve
 the two rankings. Which combination is the default was measured: docs/adr/001-retrieval-default.md.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -28,6 +29,8 @@ TERMS_WEIGHT, VECTOR_WEIGHT = 3.0, 1.0
 """Of the two rankings in the fusion: alone, BM25 is the better search by far."""
 MIN_SIMILARITY = 0.05
 """Cosines below this are hash collisions, not kinship."""
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG when imported
 
 _BM25_K1 = 1.2
 _BM25_B = 0.75

@@ -69,6 +69,7 @@ def save(index: Index, folder: Path) -> Path:
         _write(index, temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would lock out a server that runs as another user
         temporary.replace(path_in(folder))
     finally:
         temporary.unlink(missing_ok=True)

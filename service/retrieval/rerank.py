@@ -48,6 +48,7 @@ class _Known:
     text: str
     terms: tuple[str, ...]
     title: frozenset[str]
+    vector: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,9 @@ class Reranker:
                 text=passage.text,
                 terms=tuple(terms(passage.text)),
                 title=frozenset(terms(f"{passage.title} {passage.heading}")),
+                vector=vector,
             )
-            for passage in passages
+            for passage, vector in zip(passages, latent.passages, strict=True)
         }
         self._latent = latent
         self._weights = weights or Weights()
@@ -111,7 +113,7 @@ class Reranker:
         if not wanted or not text:
             return 0.0
         weights = self._weights
-        similarity = float(np.dot(query_vector, self._latent.embed([*title, *text])))
+        similarity = float(np.dot(query_vector, passage.vector))
         score = (
             weights.coverage * _share(wanted, self._presence(text))
             + weights.title * _share(wanted, dict.fromkeys(title, 1.0))
@@ -126,7 +128,9 @@ class Reranker:
         if known is not None and known.text == text:
             return known
         title = known.title if known is not None else frozenset[str]()
-        return _Known(text=text, terms=tuple(terms(text)), title=title)
+        text_terms = tuple(terms(text))
+        vector = self._latent.embed([*sorted(title), *text_terms])
+        return _Known(text, text_terms, title, vector)
 
     def _presence(self, text: Sequence[str]) -> dict[str, float]:
         relative = len(text) / self._mean_length

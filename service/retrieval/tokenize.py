@@ -69,8 +69,9 @@ def _cjk_terms(run: str) -> Iterator[str]:
     for character, following in zip_longest(run, run[1:], fillvalue=""):
         if character not in _STOP_CHARACTERS:
             yield character
-        if following:
-            yield character + following
+        pair = character + following
+        if following and not _STOP_CHARACTERS.issuperset(pair):
+            yield pair
 
 
 def _word_terms(word: str) -> Iterator[str]:
