@@ -118,7 +118,8 @@ async def serve(
         cleanup.push_async_callback(asyncio.to_thread, store.close)
 
         monitor = Monitor(store.stats)
-        intake = Intake(store, monitor)
+        intake = Intake(store, monitor, config.max_body_bytes)
+        cleanup.callback(intake.close)
         grpc_server = ingest_grpc.server(intake, monitor, config.max_body_bytes)
         grpc_port = ingest_grpc.bind(grpc_server, config.host, config.otlp_grpc_port)
         addresses = Addresses(

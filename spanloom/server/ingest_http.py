@@ -8,9 +8,9 @@ Protobuf and JSON, gzip or plain; every answer, errors too, is in the encoding o
     429  queue full        503  disk full, store closed       both with Retry-After
 """
 
-import asyncio
+import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from google.protobuf.json_format import MessageToJson
@@ -26,19 +26,20 @@ from spanloom.errors import (
     StoreFullError,
     UnsupportedEncodingError,
 )
-from spanloom.otlp import decompress
 from spanloom.server.monitoring import Monitor
 from spanloom.server.responses import http_status, message_of
-from spanloom.server.signals import OFF_LOOP_BYTES, SIGNALS, Intake, QueueFullError, Signal
+from spanloom.server.signals import SIGNALS, Intake, QueueFullError, Signal
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 _RETRY_AFTER_UNKNOWN_S: Final = 5.0
-_TOO_LARGE: Final = 413
+_UNREAD: Final = frozenset({413, 415, 429})
 _CLIENT_GONE: Final = 499
 _DRAINED: Final = 2
 """A body that is too large is read and dropped up to this many times the limit: a client that
 is cut off while it still sends would see a reset connection instead of the answer."""
+_HELD: Final = 4
+"""Bodies of all connections together, as a multiple of the limit of one (4 × 64 MiB)."""
 _RETRYABLE: Final = frozenset({429, 503})
 
 # google.rpc.Code for the HTTP statuses used here
@@ -60,6 +61,7 @@ class _Receiver:
         self._intake = intake
         self._monitor = monitor
         self._limit = max_body_bytes
+        self._held = 0  # bytes of all bodies being read or stored
 
     def endpoint(self, signal: Signal) -> Callable[[Request], Awaitable[Response]]:
         async def export(request: Request) -> Response:
@@ -67,8 +69,10 @@ class _Receiver:
             content_type = JSON
             try:
                 content_type = _content_type(request)
-                body = await self._body(request)
-                return _reply(await self._intake.take(signal, body, content_type), content_type)
+                encoding = request.headers.get("content-encoding", "")
+                async with self._body(request) as body:
+                    answer = await self._intake.take(signal, body, content_type, encoding)
+                return _reply(answer, content_type)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_GONE)  # nobody reads it
             except Exception as error:  # noqa: BLE001  # the edge: every error has its answer
@@ -78,28 +82,36 @@ class _Receiver:
 
         return export
 
-    async def _body(self, request: Request) -> bytes:
-        """The decompressed body; never holds more than the limit."""
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body as sent, counted as held until the block ends."""
+        received = bytearray()
+        try:
+            await self._read(request, received)
+            yield bytes(received)
+        finally:
+            self._held -= len(received)
+
+    async def _read(self, request: Request, into: bytearray) -> None:
         declared = request.headers.get("content-length", "")
         too_large = declared.isdigit() and int(declared) > self._limit
-        received = bytearray()
         seen = 0
         async for chunk in request.stream():
             seen += len(chunk)
             too_large = too_large or seen > self._limit
-            if not too_large:
-                received += chunk
-            elif seen > _DRAINED * self._limit:
-                break
+            if too_large:
+                if seen > _DRAINED * self._limit:
+                    break
+                continue
+            if self._held + len(chunk) > _HELD * self._limit:
+                raise QueueFullError("Too many large requests at once; send again in a moment.")
+            into += chunk
+            self._held += len(chunk)
         if too_large:
             raise PayloadTooLargeError(
                 f"The body is over {self._limit} bytes; send smaller batches "
                 "(OTEL_BSP_MAX_EXPORT_BATCH_SIZE for spans)."
             )
-        encoding = request.headers.get("content-encoding", "")
-        if len(received) > OFF_LOOP_BYTES:
-            return await asyncio.to_thread(decompress, bytes(received), encoding, self._limit)
-        return decompress(bytes(received), encoding, self._limit)
 
 
 def _content_type(request: Request) -> str:
@@ -119,7 +131,7 @@ def _error(error: Exception, content_type: str) -> Response:
     disk_full = isinstance(error, StoreFullError) and not isinstance(error, QueueFullError)
     status = 503 if disk_full else http_status(error)
     headers = {}
-    if status == _TOO_LARGE:
+    if status in _UNREAD:
         headers["Connection"] = "close"  # the rest of the body may still be on its way
     if status in _RETRYABLE:
         wait = getattr(error, "retry_after_s", _RETRY_AFTER_UNKNOWN_S)

@@ -7,7 +7,9 @@ gRPC bytes ┘   (thread if big)  (waits)                   └─ safe: acknowl
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -26,11 +28,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from spanloom.contract import Batch, Writer
 from spanloom.errors import StoreFullError
-from spanloom.otlp import Decoded, decode_logs, decode_metrics, decode_traces
+from spanloom.otlp import Decoded, decode_logs, decode_metrics, decode_traces, decompress
 from spanloom.server.monitoring import Monitor
 
 OFF_LOOP_BYTES: Final = 256 * 1024
-"""Bodies over this are decoded in a thread: 256 kB take some 10 ms, during which nobody else
+"""Bodies over this are decoded in a thread: 256 kB take some 20 ms, during which nobody else
 would be answered."""
 
 
@@ -102,35 +104,53 @@ class QueueFullError(StoreFullError):
 
 
 class Intake:
-    """Decodes requests and hands them to the writer."""
+    """Decodes requests and hands them to the writer. Close it after the last request."""
 
-    def __init__(self, writer: Writer, monitor: Monitor) -> None:
+    def __init__(self, writer: Writer, monitor: Monitor, max_body_bytes: int) -> None:
         self._writer = writer
         self._monitor = monitor
+        self._limit = max_body_bytes
+        # Threads of its own, so that slow queries never hold up ingest; two, so that no more
+        # than two unfolded bodies are in memory at a time.
+        self._decoders = ThreadPoolExecutor(2, "spanloom-decode")
 
-    async def take(self, signal: Signal, body: bytes, content_type: str) -> Message:
+    def close(self) -> None:
+        """End the decoding threads."""
+        self._decoders.shutdown()
+
+    async def take(
+        self, signal: Signal, body: bytes, content_type: str, content_encoding: str = ""
+    ) -> Message:
         """Store one request; returns once it survives kill -9 of this process.
 
         Args:
             signal: what the endpoint takes.
-            body: the request, decompressed.
+            body: the request as received.
             content_type: `application/x-protobuf` or `application/json`.
+            content_encoding: `gzip`, or empty where nothing is to be unfolded.
 
         Raises:
             PayloadError: the request cannot be taken, whoever sends it again.
             QueueFullError: come again in a moment.
             StoreError: it is not stored.
         """
-        if len(body) > OFF_LOOP_BYTES:
-            decoded = await asyncio.to_thread(signal.decode, body, content_type)
+        decode = partial(self._decode, signal, body, content_type, content_encoding)
+        # How far gzip unfolds is not known before, so it never runs on the loop.
+        if content_encoding or len(body) > OFF_LOOP_BYTES:
+            decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
         else:
-            decoded = signal.decode(body, content_type)
+            decoded = decode()
         self._monitor.received(signal.name, len(decoded.items) + decoded.rejected)
         if decoded.rejected:
             self._monitor.rejected(signal.name, "invalid", decoded.rejected)
         if decoded.items:
             await self._store(signal, signal.batch(decoded.items))
         return signal.response(decoded.rejected, decoded.message)
+
+    def _decode(
+        self, signal: Signal, body: bytes, content_type: str, content_encoding: str
+    ) -> Decoded[Any]:
+        return signal.decode(decompress(body, content_encoding, self._limit), content_type)
 
     async def _store(self, signal: Signal, batch: Batch) -> None:
         size = len(batch)

@@ -1,7 +1,10 @@
 """OTLP over HTTP: what is taken, what is refused, and how both are said."""
 
+import asyncio
 import gzip
 import json
+import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +26,12 @@ from spanloom.model import MetricKind, MetricPoint
 from spanloom.otlp import traces_to_json, traces_to_message
 from spanloom.server import ingest_http
 from spanloom.server.monitoring import Monitor
-from spanloom.server.signals import OFF_LOOP_BYTES, Intake
+from spanloom.server.signals import OFF_LOOP_BYTES, TRACES, Intake
 from tests.server.agent_trace import AGENT, START, Builder, agent_trace
-from tests.server.running import PROTOBUF, Client, running
+from tests.server.running import PROTOBUF, WAIT_S, Client, running
 
 JSON = "application/json"
+LIMIT = 1_000_000
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -134,7 +138,7 @@ def test_invalid_spans_are_counted_in_a_partial_success_and_the_others_kept(
         (b"{not json", JSON, {}, 400),
         (b'{"resourceSpans": 3}', JSON, {}, 400),
         (b"not gzip", PROTOBUF, {"content_encoding": "gzip"}, 400),
-        (gzip.compress(b"x" * 100)[:-9], PROTOBUF, {"content_encoding": "gzip"}, 400),
+        (gzip.compress(b"x" * 100, mtime=0)[:-9], PROTOBUF, {"content_encoding": "gzip"}, 400),
         (b"", "text/plain", {}, 415),
         (b"", "", {}, 415),
         (b"", PROTOBUF, {"content_encoding": "br"}, 415),
@@ -214,6 +218,10 @@ class TestSizeLimit:
         assert answer.status_code == 400
 
 
+def no_stats() -> Any:
+    raise NotImplementedError
+
+
 class FailingWriter:
     """A Writer that fails in one of the ways the contract names."""
 
@@ -245,11 +253,8 @@ class FailingWriter:
 def test_each_failure_of_the_store_has_its_status(
     writer: Callable[[], FailingWriter], status: int, retry_after: str | None
 ) -> None:
-    def no_stats() -> Any:
-        raise NotImplementedError
-
     monitor = Monitor(no_stats)
-    app = ingest_http.application(Intake(writer(), monitor), monitor, 1_000_000)
+    app = ingest_http.application(Intake(writer(), monitor, LIMIT), monitor, LIMIT)
 
     answer = TestClient(app).post(
         "/v1/traces", content=body_of(one_span()), headers={"content-type": PROTOBUF}
@@ -279,6 +284,57 @@ def test_a_full_queue_is_429_and_everything_acknowledged_is_there(tmp_path: Path
         for number in range(60):
             found = server.query.get(f"/api/traces/{number + 1:032x}")
             assert found.status_code == (200 if number in kept else 404)
+
+
+async def test_a_client_that_hangs_up_does_not_cancel_the_write() -> None:
+    """Other clients' batches share the commit."""
+    pending: Future[None] = Future()
+
+    class SlowWriter(FailingWriter):
+        def submit(self, batch: Batch) -> "Future[None]":
+            return pending
+
+    intake = Intake(SlowWriter(), Monitor(no_stats), LIMIT)
+    request = asyncio.create_task(intake.take(TRACES, body_of(one_span()), PROTOBUF))
+    await asyncio.sleep(0.01)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+    assert not pending.cancelled()
+
+
+def test_bodies_of_all_connections_together_are_bounded(tmp_path: Path) -> None:
+    """Four full bodies may wait; the next one is asked to come again, and room comes back."""
+    size = 100_000
+    with running(tmp_path / "data", max_body_bytes=size) as server:
+        host, _, port = server.addresses.otlp_http.removeprefix("http://").partition(":")
+        waiting = []
+        for _ in range(4):
+            connection = socket.create_connection((host, int(port)))
+            head = (
+                f"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: {PROTOBUF}\r\n"
+                f"Content-Length: {size}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + b"x" * (size - 1))
+            waiting.append(connection)
+
+        def refused() -> bool:
+            return server.post("/v1/traces", b"x" * 1000).status_code == 429
+
+        assert eventually(refused)
+        for connection in waiting:
+            connection.close()
+        assert eventually(lambda: not refused())
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def test_zlib_is_not_gzip(server: Client) -> None:
