@@ -1,7 +1,8 @@
 """Ends the processes `spanloom up` started, should `up` itself be killed.
 
-Run as a script with the read end of a pipe on stdin. `up` holds the only write end and writes one
-line per change: `+PGID` and `-PGID` for a process group, `+pPID` and `-pPID` for a single process.
+Run as a script with the read end of a pipe on stdin, whose write end only `up` keeps. One line per
+change: `+PGID` from a new process itself, before its exec, and `-PGID` from `up` when it has ended;
+`+pPID` and `-pPID` for a process without a group of its own.
 When `up` ends in whatever way, kill -9 included, the kernel closes the pipe; what is still listed
 then gets SIGTERM, and SIGKILL after five seconds. No polling, nothing specific to one system.
 

@@ -120,6 +120,8 @@ class Supervisor:
         self._guardian = subprocess.Popen(  # noqa: S603  # our own script
             [sys.executable, "-I", "-S", guardian.__file__],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # nobody's pipe is kept open by it
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is not for it
         )
 
@@ -158,12 +160,13 @@ class Supervisor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    before_exec=self._registration(""),
                 ),
                 log=path,
             )
         if self.on_output is not None:
             child.followed = path.open("rb")
-        self._add(child)
+        self.children.append(child)
         return child
 
     def start_attached(self, command: Sequence[str], env: Mapping[str, str]) -> Child:
@@ -173,14 +176,31 @@ class Supervisor:
         it directly.
         """
         own_group = not sys.stdin.isatty()
-        popen = _popen(command[0], command, env=dict(env), start_new_session=own_group)
+        popen = _popen(
+            command[0],
+            command,
+            env=dict(env),
+            start_new_session=own_group,
+            before_exec=self._registration("" if own_group else "p"),
+        )
         child = Child(command[0], popen, own_group=own_group)
-        self._add(child)
+        self.children.append(child)
         return child
 
-    def _add(self, child: Child) -> None:
-        self.children.append(child)
-        self._tell_guardian(f"+{child.target}")
+    def _registration(self, prefix: str) -> Callable[[], None] | None:
+        """What a child does between fork and exec: write its own id into the guardian's pipe.
+
+        Were that left to us afterwards, a kill -9 in between would leave the child behind. As it
+        is, the pipe stays open until the child has registered. One write(2) is safe after a fork.
+        """
+        if self._guardian.poll() is not None or self._guardian.stdin is None:
+            return None  # somebody ended it, and a broken pipe would end the child
+        descriptor = self._guardian.stdin.fileno()
+
+        def register() -> None:
+            os.write(descriptor, b"+%b%d\n" % (prefix.encode(), os.getpid()))
+
+        return register
 
     def _tell_guardian(self, line: str) -> None:
         if self._guardian.stdin is not None:
@@ -264,6 +284,7 @@ def _popen(
     *,
     env: dict[str, str],
     start_new_session: bool,
+    before_exec: Callable[[], None] | None,
     stdin: int | None = None,
     stdout: IO[bytes] | None = None,
     stderr: int | None = None,
@@ -276,6 +297,7 @@ def _popen(
             stdout=stdout,
             stderr=stderr,
             start_new_session=start_new_session,
+            preexec_fn=before_exec,  # noqa: PLW1509  # one write(2), see _registration
         )
     except OSError as error:
         raise ConfigurationError(f"cannot start {name} ({command[0]}): {error.strerror}") from error
