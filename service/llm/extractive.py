@@ -68,6 +68,8 @@ _REFERENCE_LIST: Final = re.compile(
 )
 _CITATION: Final = re.compile(r"\s*\[\d+\]")
 
+# So many words of a question are named when nothing was found for it.
+_WORDS_NAMED: Final = 12
 # Tool results up to this many characters are quoted whole; longer ones are searched.
 _SHORT_RESULT: Final = 400
 
@@ -95,7 +97,7 @@ def answer(prompt: Prompt, care: Care, *, with_notice: bool = True) -> str:
             return _NO_SOURCES[tongue]
         missing = "、" if tongue == "zh" else ", "
         words = language.content_words(prompt.question) or [prompt.question]
-        parts.append(_NOTHING_FOUND[tongue].format(missing=missing.join(words)))
+        parts.append(_NOTHING_FOUND[tongue].format(missing=missing.join(words[:_WORDS_NAMED])))
     if with_notice:
         parts.append(NOTICES[tongue])
     return "\n\n".join(parts)

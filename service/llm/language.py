@@ -38,6 +38,8 @@ _CJK_LOOSE_END: Final = "有会能要"
 _ABBREVIATION: Final = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|Eq|Sec|St|approx|resp|al)\.|\b[A-Z]\.)$"
 )
+_LONGEST_SENTENCE: Final = 500
+_CLAUSE_END: Final = re.compile(r"[,;:，；：、]\s*|\s")
 _LONGEST_ABBREVIATION: Final = 8
 _SENTENCE_END: Final = re.compile(
     r"""(?<=[.!?])["'”’)\]]*(?:\s+(?=["'“‘(\[]?[A-Z0-9\u3400-\u9fff`*])|$)|(?<=[。！？；])[”’」』）]*"""
@@ -202,4 +204,17 @@ def _split_sentences(paragraph: str) -> list[str]:
         start = end.end()
     if rest := paragraph[start:].strip():
         found.append(rest)
-    return found
+    return [piece for sentence in found for piece in _cut(sentence)]
+
+
+def _cut(sentence: str) -> list[str]:
+    """Text without sentence ends, such as a transcript, in pieces that can be quoted."""
+    if len(sentence) <= _LONGEST_SENTENCE:
+        return [sentence]
+    pieces: list[str] = []
+    while len(sentence) > _LONGEST_SENTENCE:
+        breaks = [match.end() for match in _CLAUSE_END.finditer(sentence, 0, _LONGEST_SENTENCE)]
+        end = breaks[-1] if breaks else _LONGEST_SENTENCE
+        pieces.append(sentence[:end].strip())
+        sentence = sentence[end:]
+    return [piece for piece in (*pieces, sentence.strip()) if piece]
