@@ -174,7 +174,8 @@ async def chat_stream(
     """Answer a question as server-sent events.
 
     `token` {text} for every piece; `redraft` {round} when the pieces so far are void because
-    the answer was sent back; at the end `final`, or `error` {detail, status, trace_id}.
+    the answer was sent back or its model call failed and is tried again; at the end `final`, or
+    `error` {detail, status, trace_id}.
     """
     started = time.perf_counter()
     events: asyncio.Queue[Token | Redraft | None] = asyncio.Queue()

@@ -29,12 +29,36 @@ class ConfigurationError(ServiceError):
 
 
 class DependencyUnavailableError(ServiceError):
-    """The LLM or retrieval does not answer, not in time, or says it is overloaded."""
+    """The LLM or retrieval does not answer, not in time, or says it is overloaded.
 
-    def __init__(self, dependency: Dependency, reason: str) -> None:
+    `worth_retrying` is False when a second try within the same request would be too late
+    (a timeout) or unwelcome (429).
+    """
+
+    def __init__(self, dependency: Dependency, reason: str, *, worth_retrying: bool) -> None:
         super().__init__(f"{dependency} is unavailable: {reason}")
         self.dependency = dependency
         self.reason = reason
+        self.worth_retrying = worth_retrying
+
+    @classmethod
+    def by_status(cls, dependency: Dependency, status: int) -> "DependencyUnavailableError | None":
+        """The outage an HTTP status means; None if it means "not like this" instead."""
+        if status != _TOO_MANY_REQUESTS and status < _SERVER_ERROR:
+            return None
+        return cls(
+            dependency,
+            f"it answered HTTP {status}",
+            worth_retrying=status != _TOO_MANY_REQUESTS,
+        )
+
+    @classmethod
+    def by_transport(
+        cls, dependency: Dependency, error: httpx2.TransportError
+    ) -> "DependencyUnavailableError":
+        """The outage a transport error means."""
+        timed_out = isinstance(error, httpx2.TimeoutException)
+        return cls(dependency, type(error).__name__, worth_retrying=not timed_out)
 
 
 class DeadlineExceededError(ServiceError, TimeoutError):
@@ -53,11 +77,6 @@ class ToolError(ServiceError):
     """A tool cannot do what the model asked; the message is written for the model."""
 
 
-def is_transient_status(status: int) -> bool:
-    """Whether an HTTP status means "not now" rather than "not like this"."""
-    return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR
-
-
 def as_unavailable(exc: BaseException) -> DependencyUnavailableError | None:
     """The dependency that `exc` says is down, or None when `exc` says something else.
 
@@ -70,19 +89,22 @@ def as_unavailable(exc: BaseException) -> DependencyUnavailableError | None:
     if isinstance(exc, DependencyUnavailableError):
         return exc
     if isinstance(exc, httpx2.TransportError):
-        return DependencyUnavailableError("llm", type(exc).__name__)
+        return DependencyUnavailableError.by_transport("llm", exc)
     for name in _SDKS:
         # A module that was never imported cannot have raised; importing it costs seconds.
         sdk = sys.modules.get(name)
-        if sdk is not None and isinstance(exc, sdk.APIError):
-            reason = _outage(exc)
-            return None if reason is None else DependencyUnavailableError("llm", reason)
+        if sdk is None or not isinstance(exc, sdk.APIError):
+            continue
+        status = getattr(exc, "status_code", None)
+        if status is not None:
+            return DependencyUnavailableError.by_status("llm", status)
+        # no answer, or an error event inside a stream
+        timed_out = isinstance(exc, sdk.APITimeoutError)
+        return DependencyUnavailableError("llm", type(exc).__name__, worth_retrying=not timed_out)
     return None
 
 
-def _outage(error: Exception) -> str | None:
-    """What an SDK's error says about an outage; the SDKs share their exceptions' shape."""
-    status = getattr(error, "status_code", None)
-    if status is None:  # no answer, or an error event inside a stream
-        return type(error).__name__
-    return f"it answered HTTP {status}" if is_transient_status(status) else None
+def is_worth_retrying(exc: Exception) -> bool:
+    """Whether a step that failed with `exc` may well succeed if tried again at once."""
+    unavailable = as_unavailable(exc)
+    return unavailable is not None and unavailable.worth_retrying

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from service.errors import DependencyUnavailableError, ToolError, is_transient_status
+from service.errors import DependencyUnavailableError, ToolError
 
 _MAX_CONNECTIONS = 64
 _NOT_FOUND = 404
@@ -124,11 +124,10 @@ class RetrievalClient:
         try:
             response = await self._http.request(method, path, json=json, timeout=timeout)
         except httpx2.TransportError as exc:
-            raise DependencyUnavailableError("retrieval", type(exc).__name__) from exc
-        if is_transient_status(response.status_code):
-            raise DependencyUnavailableError(
-                "retrieval", f"it answered HTTP {response.status_code}"
-            )
+            raise DependencyUnavailableError.by_transport("retrieval", exc) from exc
+        outage = DependencyUnavailableError.by_status("retrieval", response.status_code)
+        if outage is not None:
+            raise outage
         if response.status_code == _NOT_FOUND and missing is not None:
             raise ToolError(missing)
         response.raise_for_status()

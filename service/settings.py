@@ -79,6 +79,9 @@ class Settings(BaseSettings):
         3, ge=0, le=10, description="Rounds of tool calls before answering."
     )
     max_reflections: int = Field(1, ge=0, le=5, description="Times an answer may be sent back.")
+    step_attempts: int = Field(
+        2, ge=1, le=5, description="Tries of one step while the LLM or retrieval fails at once."
+    )
     retrieval_timeout_s: float = Field(10.0, gt=0, description="Longest wait for retrieval.")
 
     # --- requests ------------------------------------------------------------------------

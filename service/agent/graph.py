@@ -14,14 +14,16 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
+from langgraph.types import RetryPolicy, Send
 
 from service.agent.nodes import Nodes, Redraft, Token
 from service.agent.state import AgentState, RunContext, SearchInput, Usage, new_turn
+from service.errors import is_worth_retrying
 from service.retrieval_client import RetrievalClient
 from service.settings import Settings
 
 GRAPH_NAME: Final = "agent"
+_RETRY_PAUSE_S: Final = 0.2
 
 Emit = Callable[[Token | Redraft], None]
 
@@ -48,7 +50,7 @@ class Agent:
         checkpointer: BaseCheckpointSaver[str],
     ) -> None:
         nodes = Nodes(large=large, small=small, retrieval=retrieval, settings=settings)
-        builder = _build(nodes)
+        builder = _build(nodes, attempts=settings.step_attempts)
         self._remembering = builder.compile(checkpointer=checkpointer, name=GRAPH_NAME)
         self._forgetful = builder.compile(name=GRAPH_NAME)
         # route, retrieve, rerank, tools, then generate and reflect per round; and one to spare
@@ -91,7 +93,7 @@ class Agent:
         return Answer(state["answer"], state["sources"], context.usage)
 
 
-def _build(nodes: Nodes) -> StateGraph[AgentState, RunContext]:
+def _build(nodes: Nodes, *, attempts: int) -> StateGraph[AgentState, RunContext]:
     def fan_out(state: AgentState) -> list[Send]:
         return [Send("retrieve", SearchInput(query=query)) for query in state["sub_queries"]]
 
@@ -101,13 +103,21 @@ def _build(nodes: Nodes) -> StateGraph[AgentState, RunContext]:
     def after_reflect(state: AgentState) -> str:
         return "generate" if state["missing"] else END
 
+    # The SDKs' own retries are off: two layers of them multiply. LangGraph's jitter is up to a
+    # second, too long to make a caller wait for what is usually a dropped connection.
+    retries = RetryPolicy(
+        max_attempts=attempts,
+        initial_interval=_RETRY_PAUSE_S,
+        jitter=False,
+        retry_on=is_worth_retrying,
+    )
     builder = StateGraph(AgentState, context_schema=RunContext)
-    builder.add_node("route", nodes.route)
-    builder.add_node("retrieve", nodes.retrieve, input_schema=SearchInput)
-    builder.add_node("rerank", nodes.rerank)
-    builder.add_node("tools", nodes.tools)
-    builder.add_node("generate", nodes.generate)
-    builder.add_node("reflect", nodes.reflect)
+    builder.add_node("route", nodes.route, retry_policy=retries)
+    builder.add_node("retrieve", nodes.retrieve, input_schema=SearchInput, retry_policy=retries)
+    builder.add_node("rerank", nodes.rerank, retry_policy=retries)
+    builder.add_node("tools", nodes.tools, retry_policy=retries)
+    builder.add_node("generate", nodes.generate, retry_policy=retries)
+    builder.add_node("reflect", nodes.reflect, retry_policy=retries)
     builder.add_edge(START, "route")
     builder.add_conditional_edges("route", fan_out, ["retrieve"])
     builder.add_edge("retrieve", "rerank")

@@ -9,6 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.tools import BaseTool
 from langgraph.runtime import Runtime
+from opentelemetry import trace
 
 from service.agent.prompts import (
     REFLECT_SCHEMA,
@@ -35,6 +36,7 @@ from service.settings import Settings
 
 _CITATION: Final = re.compile(r"[\[【](\d{1,2})[\]】]")
 _LOOKUP: Final = "lookup_document"
+_DIFFICULTY_ATTRIBUTE: Final = "agent.difficulty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Redraft:
-    """Stream event: the pieces so far belong to a draft that was sent back; start over."""
+    """Stream event: the pieces so far belong to a draft that is void; start over."""
 
     round: int
 
@@ -84,10 +86,12 @@ class Nodes:
         reply = await self._router.ask(
             route_prompt(question, earlier, count=count), runtime.context.usage
         )
+        difficulty = _difficulty(reply.get("difficulty"))
+        trace.get_current_span().set_attribute(_DIFFICULTY_ATTRIBUTE, difficulty)
         proposed = reply.get("sub_queries")
         asked = [message["content"] for message in earlier if message["role"] == "user"]
         return {
-            "difficulty": _difficulty(reply.get("difficulty")),
+            "difficulty": difficulty,
             "sub_queries": plan_queries(
                 question,
                 [str(query) for query in proposed] if isinstance(proposed, list) else [],
@@ -134,8 +138,9 @@ class Nodes:
 
     async def generate(self, state: AgentState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         """Write the answer, piece by piece to whoever listens."""
-        if state["reflections"]:
-            runtime.stream_writer(Redraft(state["reflections"]))
+        drafts = state["reflections"] + _earlier_attempts(runtime)
+        if drafts:
+            runtime.stream_writer(Redraft(drafts))
         model = self._writers[state["difficulty"]]
         prompt = generate_prompt(
             state["question"],
@@ -182,6 +187,12 @@ class Nodes:
     def may_reflect(self, state: AgentState) -> bool:
         """Whether a verdict could still change anything."""
         return state["reflections"] < self._settings.max_reflections
+
+
+def _earlier_attempts(runtime: Runtime[RunContext]) -> int:
+    """How often this step has failed and was tried again."""
+    info = runtime.execution_info
+    return 0 if info is None else info.node_attempt - 1
 
 
 def _difficulty(value: object) -> Difficulty:

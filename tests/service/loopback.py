@@ -54,14 +54,22 @@ async def serving() -> AsyncIterator[Serve]:
 
 
 class Fault:
-    """What a server does instead of answering: an HTTP status, or nothing until cut off."""
+    """What a server does instead of answering: an HTTP status, or nothing until cut off.
 
-    def __init__(self, status: int | None = None) -> None:
+    `times` limits how often; after that it answers again.
+    """
+
+    def __init__(self, status: int | None = None, *, times: int | None = None) -> None:
         self.status = status
+        self.left = times
         self.reached = asyncio.Event()
         self.dropped = asyncio.Event()
 
-    async def happen(self, request: Request) -> Response:
+    async def happen(self, request: Request) -> Response | None:
+        if self.left is not None:
+            if self.left == 0:
+                return None
+            self.left -= 1
         self.reached.set()
         if self.status is not None:
             return JSONResponse({"error": {"message": "scripted fault"}}, self.status)
@@ -89,7 +97,7 @@ class FakeLLM:
         self.paused = asyncio.Event()
         self.dropped = asyncio.Event()
         self.faults: dict[str, Fault] = {}
-        self.cut_stream = False
+        self.cuts = 0
         self._arrived = asyncio.Condition()
         self.app = Starlette(
             routes=[
@@ -111,9 +119,12 @@ class FakeLLM:
         return json.dumps(bodies[turn]["messages"], ensure_ascii=False)
 
     async def _models(self, request: Request) -> Response:
-        if (fault := self.faults.get("models")) is not None:
-            return await fault.happen(request)
-        return JSONResponse({"object": "list", "data": []})
+        models = JSONResponse({"object": "list", "data": []})
+        return await self._fault("models", request) or models
+
+    async def _fault(self, kind: str, request: Request) -> Response | None:
+        fault = self.faults.get(kind)
+        return None if fault is None else await fault.happen(request)
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
@@ -121,8 +132,8 @@ class FakeLLM:
         self.requests.append((kind, body))
         async with self._arrived:
             self._arrived.notify_all()
-        if (fault := self.faults.get(kind)) is not None:
-            return await fault.happen(request)
+        if (failed := await self._fault(kind, request)) is not None:
+            return failed
         if kind == "generate":
             return StreamingResponse(
                 self._stream(request, body["model"]), media_type="text/event-stream"
@@ -152,7 +163,8 @@ class FakeLLM:
                 if number == 1:
                     self.paused.set()
                     await self.pause.wait()
-                    if self.cut_stream:
+                    if self.cuts:
+                        self.cuts -= 1
                         raise ConnectionResetError("cut by the test")
                 yield _chunk(model, {"role": "assistant", "content": piece})
             yield _chunk(model, {}, finish="stop")

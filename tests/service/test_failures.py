@@ -96,7 +96,7 @@ async def test_an_llm_that_hangs_is_503(start: Start, llm: FakeLLM) -> None:
 
 async def test_an_llm_stream_cut_in_the_middle_is_503(api: Api, llm: FakeLLM) -> None:
     """Half an answer is not an answer."""
-    llm.cut_stream = True
+    llm.cuts = 2
 
     assert_unavailable(await api.ask(), "language model")
 
@@ -162,10 +162,41 @@ async def test_a_cut_run_says_so_on_every_span_it_cut(
     }
 
 
+async def test_a_blip_is_not_an_outage(
+    api: Api, llm: FakeLLM, retrieval: FakeRetrieval, spans: InMemorySpanExporter
+) -> None:
+    """A step that fails at once is tried once more; every try is a span of its own."""
+    llm.faults["route"] = Fault(502, times=1)
+    retrieval.faults["/rerank"] = Fault(503, times=1)
+
+    response = await api.ask()
+
+    assert response.status_code == 200
+    names = [span.name for span in spans.get_finished_spans()]
+    assert names.count("invoke_node route") == names.count("invoke_node rerank") == 2
+    assert names.count("invoke_node generate") == 1
+
+
+async def test_timeouts_and_rate_limits_are_not_tried_again(
+    start: Start, llm: FakeLLM, retrieval: FakeRetrieval
+) -> None:
+    """A second try would come too late, or make it worse."""
+    api = await start(retrieval_timeout_s=0.3, sub_queries=1)
+    llm.faults["route"] = Fault(429)
+    assert (await api.ask()).status_code == 503
+    assert llm.kinds() == ["route"]
+
+    llm.faults.clear()
+    retrieval.faults["/search"] = Fault()
+    assert (await api.ask()).status_code == 503
+    assert retrieval.paths() == ["/search"]
+
+
 async def test_an_outage_is_one_exception_in_the_trace(
-    api: Api, llm: FakeLLM, spans: InMemorySpanExporter
+    start: Start, llm: FakeLLM, spans: InMemorySpanExporter
 ) -> None:
     """The call that failed has it; the spans around it say that they failed, and no more."""
+    api = await start(step_attempts=1)
     llm.faults["generate"] = Fault(500)
 
     await api.ask()

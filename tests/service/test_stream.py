@@ -68,6 +68,16 @@ async def test_a_second_draft_voids_the_first_one(api: Api, llm: FakeLLM) -> Non
     assert names == [*["token"] * 3, "redraft", *["token"] * 3, "final"]
 
 
+async def test_a_cut_model_stream_is_tried_again_from_the_start(api: Api, llm: FakeLLM) -> None:
+    """The caller is told to start over, and the tokens after that are the whole answer."""
+    llm.cuts = 1
+
+    _, seen = await stream(api)
+
+    assert [name for name, _ in seen] == ["token", "redraft", *["token"] * 3, "final"]
+    assert "".join(data["text"] for _, data in seen[2:5]) == seen[-1][1]["answer"]
+
+
 async def test_a_stream_that_fails_ends_with_what_chat_would_have_answered(
     api: Api, retrieval: FakeRetrieval, llm: FakeLLM
 ) -> None:
@@ -81,10 +91,10 @@ async def test_a_stream_that_fails_ends_with_what_chat_would_have_answered(
     assert data["trace_id"] == response.headers["x-trace-id"]
 
     retrieval.faults.clear()
-    llm.cut_stream = True
+    llm.cuts = 2
     _, seen = await stream(api)
 
-    assert [name for name, _ in seen] == ["token", "error"]
+    assert [name for name, _ in seen] == ["token", "redraft", "token", "error"]
     assert seen[-1][1]["status"] == 503
 
 
