@@ -1,5 +1,6 @@
 """SQLite connections: settings, and errors in the words of the store."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,19 @@ _READER_CACHE_KIB: Final = 8 * 1024
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
+def create(path: Path) -> None:
+    """Make sure that the file and its folder exist.
+
+    Telemetry may hold what users wrote, so a new file is its owner's only; SQLite gives the
+    files beside it the same mode.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """The one connection that writes; an empty file is created where there is none."""
-    return _connect(path, "rwc")
+    """The one connection that writes."""
+    return _connect(path, "rw")
 
 
 def configure_writer(

@@ -12,7 +12,13 @@ from typing import Final
 from spanloom.contract import Batch
 from spanloom.errors import ConfigurationError
 from spanloom.store import schema
-from spanloom.store.connection import Durability, configure_writer, connect_writer, translated
+from spanloom.store.connection import (
+    Durability,
+    configure_writer,
+    connect_writer,
+    create,
+    translated,
+)
 from spanloom.store.lock import StoreLock
 from spanloom.store.reader import SqliteReader
 from spanloom.store.retention import Retention, Sweeper
@@ -55,7 +61,7 @@ class SqliteStore(SqliteReader):
         super().__init__(path)
         self._queue_capacity = max_queue_items
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            create(path)
             self._lock = StoreLock(path)
         except OSError as error:
             raise ConfigurationError(

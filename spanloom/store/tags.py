@@ -34,7 +34,11 @@ OPERATION: Final = "\0operation"
 
 def tag_hash(key: str, text: str) -> int:
     """The number a block keeps for a tag."""
-    return crc32(f"{key}={text}".encode(errors="replace"))
+    tag = f"{key}={text}"
+    try:
+        return crc32(tag.encode())
+    except UnicodeEncodeError:  # hash what will be stored
+        return crc32(clean(tag).encode())
 
 
 def texts(value: AttributeValue) -> Iterator[str]:

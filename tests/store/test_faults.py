@@ -423,3 +423,13 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="data directory"):
         open_store(tmp_path / "file" / "spanloom.db")
+
+
+def test_the_files_are_their_owners_only(tmp_path: Path) -> None:
+    """What users wrote is nobody else's business, in the write-ahead log too."""
+    with _store(tmp_path / "data" / "spanloom.db") as store:
+        store.submit(Batch(spans=[span()])).result(TIMEOUT_S)
+        modes = {file.name: file.stat().st_mode & 0o777 for file in store.path.parent.iterdir()}
+
+    assert set(modes) >= {"spanloom.db", "spanloom.db-wal", "spanloom.db.lock"}
+    assert set(modes.values()) == {0o600}
