@@ -8,6 +8,7 @@ its history. When nothing matches, the answer says so.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from service.llm import language, questions, ranking
@@ -80,7 +81,7 @@ class Care:
 
     max_sentences: int
     min_coverage: float
-    """Below this share of the question, what was found is not called an answer."""
+    """Below this share of the question's terms, what was found is not called an answer."""
     keeps_context: bool
     """Takes the sentence before one that begins with a pronoun."""
 
@@ -181,14 +182,21 @@ def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
         prefer_numbers=language.asks_for_quantity(prompt.question),
     )
     chosen = list(dict.fromkeys(chosen))[: care.max_sentences]
-    spoken: frozenset[str] = frozenset()
-    for sentence in chosen:
-        spoken |= sentence.terms | sentence.title_terms
-    if ranking.coverage(weights, spoken) < care.min_coverage:
+    if not _speak_of(chosen, own or lent, care.min_coverage):
         return ""
     if care.keeps_context:
         chosen = _with_antecedents(chosen, candidates)
     return _render(sorted(chosen, key=lambda sentence: (sentence.source, sentence.position)))
+
+
+def _speak_of(chosen: Sequence[Sentence], asked: Sequence[str], min_coverage: float) -> bool:
+    """Do the sentences share enough of the question's terms, or two that stand side by side?"""
+    heard = [sentence.terms | sentence.title_terms for sentence in chosen]
+    spoken = frozenset[str]().union(*heard)
+    if ranking.coverage(ranking.even_weights(asked), spoken) >= min_coverage:
+        return bool(spoken)
+    pairs = {(one, other) for one, other in pairwise(asked) if one != other}
+    return any(one in terms and other in terms for one, other in pairs for terms in heard)
 
 
 def _with_antecedents(chosen: Sequence[Sentence], candidates: Sequence[Sentence]) -> list[Sentence]:

@@ -11,8 +11,8 @@ from service.llm.prompt import Prompt
 _SUPPORT: Final = 0.6
 # One that joins several sources needs more, since common words are found in any large text.
 _SUPPORT_TOGETHER: Final = 0.9
-# An answer that speaks about this share of its question, by weight, covers it.
-_COMPLETE: Final = 0.5
+# An answer that speaks about this share of its question's terms covers it.
+_COMPLETE: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,13 @@ def judge(prompt: Prompt, care: Care) -> Judgement:
         )
         if said
     ]
-    known = ranking.idf(sources)
     own, _lent = extractive.question_terms(prompt)
-    weights = ranking.question_weights(own, known)
+    weights = ranking.even_weights(own)
     said_terms = frozenset(term for claim in claims for term in language.terms(claim))
+    # A sentence that cites a passage speaks of what that passage's title names.
+    for passage in prompt.passages:
+        if f"[{passage.number}]" in text:
+            said_terms |= frozenset(language.terms(f"{passage.title} {passage.document_id}"))
     if quotes := extractive.tool_quotes_in(text):
         said_terms |= frozenset(language.terms(" ".join(quotes)))
         said_terms |= _answered_by_tools(prompt.question)

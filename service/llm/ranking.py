@@ -77,6 +77,16 @@ def question_weights(
     return {term: weight / total for term, weight in weights.items()} if total else {}
 
 
+def even_weights(terms: Sequence[str]) -> dict[str, float]:
+    """Equal weights that sum to 1.
+
+    To say whether a question is covered at all: by idf, the very subject of the sources would
+    count least, since all of them speak of it.
+    """
+    distinct = dict.fromkeys(terms)
+    return {term: 1 / len(distinct) for term in distinct}
+
+
 def coverage(weights: Mapping[str, float], terms: frozenset[str]) -> float:
     """The share of the question, 0 to 1, that `terms` speak about."""
     return sum(weight for term, weight in weights.items() if term in terms)

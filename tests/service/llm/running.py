@@ -17,7 +17,7 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 ROOT = Path(__file__).parents[3]
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 100
 
 
 @dataclass
