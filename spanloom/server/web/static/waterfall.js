@@ -6,7 +6,7 @@ const ROW_HEIGHT = 28; // as --row in app.css
 const OVERSCAN = 12;
 const INDENT = 16;
 const MAX_INDENT = 18; // levels; deeper ones would leave no room for the name
-const TICKS = 6;
+const TICK_ROOM = 95; // pixels a label needs
 // "invoke_node x" and "POST /x" say what they are by their names.
 const CHIPS = new Set(["llm", "tool", "retrieval", "rerank", "embeddings", "agent", "workflow", "db"]);
 
@@ -182,7 +182,7 @@ export class Waterfall {
 
   #ticks() {
     const [from, to] = this.range;
-    const rough = (to - from) / TICKS;
+    const rough = (to - from) / Math.max(this.axis.clientWidth / TICK_ROOM, 1);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.9);
     const ticks = [];
