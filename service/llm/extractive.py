@@ -82,8 +82,10 @@ class Care:
     max_sentences: int
     min_coverage: float
     """Below this share of the question's terms, what was found is not called an answer."""
+    relative_gain: float
+    """A further sentence must add this share of what the best one gives."""
     keeps_context: bool
-    """Takes the sentence before one that begins with a pronoun."""
+    """Takes the sentence before one that leans on it by a pronoun."""
 
 
 def answer(prompt: Prompt, care: Care, *, with_notice: bool = True) -> str:
@@ -180,6 +182,7 @@ def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
         limit=care.max_sentences,
         prefer=tongue,
         prefer_numbers=language.asks_for_quantity(prompt.question),
+        relative_gain=care.relative_gain,
     )
     chosen = list(dict.fromkeys(chosen))[: care.max_sentences]
     if not _speak_of(chosen, own or lent, care.min_coverage):

@@ -51,8 +51,10 @@ _ANAPHOR: Final = re.compile(
     r"|它|他|她|其中|这个|那个|这些|那些|这种|那种|此|该|前者|后者|上述",
     re.IGNORECASE,
 )
+# At the start, or as the object of the first few words ("The cache keeps them in memory").
 _LEADING_ANAPHOR: Final = re.compile(
     r"^(?:it|its|they|their|this|that|these|those|such|he|she|however|therefore|instead|thus|then)\b"
+    r"|^(?:[\w-]+ ){1,5}(?:them|it|this|these|those)\b"
     r"|^(?:它|他|她|其|这|那|此|该|因此|所以|但是|然而|于是)",
     re.IGNORECASE,
 )

@@ -99,7 +99,7 @@ def choose(
     limit: int,
     prefer: language.Language,
     prefer_numbers: bool = False,
-    relative_gain: float = 0.3,
+    relative_gain: float = 0.0,
 ) -> list[Sentence]:
     """Up to `limit` sentences that together cover the question best, the best first.
 

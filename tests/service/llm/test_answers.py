@@ -37,7 +37,7 @@ def turn(user: str, assistant: str) -> list[dict[str, str]]:
     [
         ("What does a sorn engine burn?", "driftwood, e.g. from the river Ull. [2]", "roofs"),
         ("How much moss does a frell engine need per hour?", "30 kg of moss an hour", "driftwood"),
-        ("Who built the frell engine?", "built in 1712 by Odile Marr", "driftwood"),
+        ("Who built the frell engine?", "built in 1712 by Odile Marr", "roofs"),
         ("弗雷尔发动机用什么燃料？", "以苔藓为燃料", "driftwood"),
         ("弗雷尔发动机每小时需要多少苔藓？", "每小时需要三十公斤苔藓", "driftwood"),
     ],
