@@ -134,7 +134,6 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
     @app.post("/search")
     def search(request: SearchRequest) -> SearchAnswer:
         index = live.current()
-        began = time.perf_counter()
         with retrieval(index.info.name, top_k=request.top_k) as span:
             hits = index.search(request.query, request.top_k)
             span.results(len(hits))
@@ -144,14 +143,12 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
                 query_len=len(request.query),
                 top_k=request.top_k,
                 hits=len(hits),
-                duration_ms=_milliseconds_since(began),
             )
         return SearchAnswer(index=index.info.name, hits=[_search_hit(hit) for hit in hits])
 
     @app.post("/rerank")
     def rerank_passages(request: RerankRequest) -> RerankAnswer:
         index = live.current()
-        began = time.perf_counter()
         with rerank(index.info.name, model=reranking.MODEL, top_k=request.top_k) as span:
             ranked = index.reranker.rank(
                 request.query, ((passage.passage_id, passage.text) for passage in request.passages)
@@ -163,7 +160,6 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
                 query_len=len(request.query),
                 passages=len(request.passages),
                 top_k=request.top_k,
-                duration_ms=_milliseconds_since(began),
             )
         return RerankAnswer(
             passages=[
@@ -211,10 +207,6 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
         for item in error.errors()
     ]
     return JSONResponse({"detail": detail}, status_code=422)
-
-
-def _milliseconds_since(began: float) -> float:
-    return round((time.perf_counter() - began) * 1000, 3)
 
 
 def _version() -> str:

@@ -77,7 +77,9 @@ class Index:
         self.passage_terms = tuple(tuple(text) for text in passage_terms)
         self.latent = latent
         self._bm25 = bm25s.BM25(method="lucene", k1=_BM25_K1, b=_BM25_B, backend="numpy")
-        self._bm25.index([list(text) for text in self.passage_terms], show_progress=False)
+        self._has_terms = any(self.passage_terms)  # bm25s refuses a corpus without any
+        if self._has_terms:
+            self._bm25.index([list(text) for text in self.passage_terms], show_progress=False)
         self.reranker = Reranker(self.passages, self.passage_terms, latent)
 
     @classmethod
@@ -100,7 +102,7 @@ class Index:
 
     def by_terms(self, query_terms: Sequence[str], limit: int = CANDIDATES) -> list[int]:
         """Passage numbers by BM25, best first, those without any common term left out."""
-        known = self._bm25.get_tokens_ids(list(query_terms))
+        known = self._bm25.get_tokens_ids(list(query_terms)) if self._has_terms else []
         if not known:
             return []
         return _best(self._bm25.get_scores_from_ids(known), limit, above=0.0)

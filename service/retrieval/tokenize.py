@@ -106,5 +106,5 @@ def language_of(text: str) -> str:
     """`zh` or `en`, by which script carries more of the text."""
     han = len(_CJK_CHARACTER.findall(text))
     letters = len(_LETTERS.findall(text)) - han
-    # A Chinese text on computing is full of Latin names: one character weighs three letters.
-    return "zh" if han * 3 >= letters and han else "en"
+    # A Chinese text on computing is full of Latin names: one character weighs four letters.
+    return "zh" if han * 4 >= letters and han else "en"
