@@ -8,34 +8,12 @@ from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
 from spanloom.telemetry import endings, metrics
-from spanloom.telemetry.langgraph import classify
-from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of
+from spanloom.telemetry.langgraph import classify, request
+from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of, warn_once
 from spanloom.telemetry.langgraph.messages import Answer
 from spanloom.telemetry.usage import add_usage
 
-_REQUEST_FIELDS: Final = (
-    # attribute, what LangChain or the class calls it, accepted types
-    (semconv.GEN_AI_REQUEST_TEMPERATURE, ("temperature",), (int, float)),
-    (semconv.GEN_AI_REQUEST_MAX_TOKENS, ("max_tokens", "max_completion_tokens"), (int,)),
-    (semconv.GEN_AI_REQUEST_TOP_P, ("top_p",), (int, float)),
-    (semconv.GEN_AI_REQUEST_TOP_K, ("top_k",), (int,)),
-    (semconv.GEN_AI_REQUEST_SEED, ("seed",), (int,)),
-)
-_URL_FIELDS: Final = (
-    # where a client keeps the address it really calls; the SDK client first, as it has resolved
-    # environment variables and defaults
-    "root_async_client",
-    "root_client",
-    "azure_endpoint",
-    "openai_api_base",
-    "anthropic_api_url",
-    "base_url",
-    "endpoint_url",
-)
-_OWN_PARAMS: Final[dict[type, bool]] = {}
-"""Model classes seen, and whether they report provider and model by code of their own."""
-
-_READING: Final = Guard("a streamed chunk cannot be read")
+_READING: Final = Guard("a streamed event cannot be read")
 
 
 class ChatCall(Unit):
@@ -63,9 +41,11 @@ class ChatCall(Unit):
         name = params.get("ls_model_name")
         self._model: str | None = name if isinstance(name, str) and name else None
         self._provider = classify.provider_name(
-            params.get("ls_provider"), says_itself=_says_itself(cls), module=cls.__module__
+            params.get("ls_provider"),
+            says_itself=request.model_class(cls).says_itself,
+            module=cls.__module__,
         )
-        self._server = _server(model)
+        self._server = request.server(model)
         self._stream = stream
         self._answer = Answer()
         self._chunks = 0
@@ -98,14 +78,16 @@ class ChatCall(Unit):
                 attributes[semconv.SERVER_PORT] = port
         if self._stream:
             attributes[semconv.GEN_AI_REQUEST_STREAM] = True
-        attributes.update(_sampling(model, call, params))
+        attributes.update(request.parameters(model, call, params))
         return attributes
 
     def chunk(self, message: Any) -> None:
         """Count one chunk of the answer and keep what it says; never raises."""
-        with _READING:
+        try:
             if self._answer.add_chunk(message):
                 self._count_chunk()
+        except Exception:  # noqa: BLE001 - telemetry never breaks the application
+            warn_once("a streamed chunk cannot be read", exc_info=True)
 
     def item(self, item: Any) -> None:
         """See one message chunk of a stream; never raises."""
@@ -205,57 +187,3 @@ class EventCall(ChatCall):
         if message is not None:
             self._answer.take_result((message,), None)
         super()._describe(ending)
-
-
-def _sampling(
-    model: Any, call: dict[str, Any], params: dict[str, Any]
-) -> dict[str, AttributeValue]:
-    """The parameters of a request that shape its answer."""
-    attributes: dict[str, AttributeValue] = {}
-    for attribute, names, types in _REQUEST_FIELDS:
-        value = _request_value(model, call, params, names)
-        if isinstance(value, types) and not isinstance(value, bool):
-            attributes[attribute] = value
-    stop = call.get("stop") or params.get("ls_stop")
-    if stop:
-        attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (
-            [stop] if isinstance(stop, str) else [str(text) for text in stop]
-        )
-    response_format = call.get("response_format")
-    if isinstance(response_format, dict) and "json" in str(response_format.get("type")):
-        attributes[semconv.GEN_AI_OUTPUT_TYPE] = "json"
-    return attributes
-
-
-def _request_value(
-    model: Any, call: dict[str, Any], params: dict[str, Any], names: tuple[str, ...]
-) -> Any:
-    """The value a request is sent with: the call's own before the model's."""
-    for name in names:
-        if (value := call.get(name)) is not None:
-            return value
-    if (value := params.get(f"ls_{names[0]}")) is not None:
-        return value
-    for name in names:
-        if (value := getattr(model, name, None)) is not None:
-            return value
-    return None
-
-
-def _says_itself(cls: type) -> bool:
-    known = _OWN_PARAMS.get(cls)
-    if known is None:
-        owner = next(base for base in cls.__mro__ if "_get_ls_params" in vars(base))
-        known = _OWN_PARAMS[cls] = owner.__module__ != "langchain_core.language_models.chat_models"
-    return known
-
-
-def _server(model: Any) -> tuple[str | None, int | None]:
-    for name in _URL_FIELDS:
-        value = getattr(model, name, None)
-        if value is not None:
-            value = getattr(value, "base_url", value)
-            address, port = classify.server_of(value)
-            if address is not None:
-                return address, port
-    return None, None

@@ -10,6 +10,7 @@ Which task is a node span (`is_visible_node`): each one LangGraph does not tag a
 Branches and channel writes are no tasks, so they never come here.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -114,12 +115,11 @@ def provider_name(ls_provider: object, *, says_itself: bool, module: str) -> str
     return _PACKAGE_PROVIDERS.get(module.partition(".")[0])
 
 
-def server_of(url: object) -> tuple[str | None, int | None]:
+@functools.lru_cache(maxsize=256)
+def server_of(url: str) -> tuple[str | None, int | None]:
     """Host and port of a client's base URL; nothing where there is none."""
-    if url is None:
-        return None, None
     try:
-        parts = urlsplit(str(url))
+        parts = urlsplit(url)
         if not parts.hostname:
             return None, None
         return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)

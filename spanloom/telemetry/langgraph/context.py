@@ -28,8 +28,8 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from opentelemetry import trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY as _SUPPRESSED
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
@@ -38,6 +38,9 @@ from spanloom.telemetry import endings
 from spanloom.telemetry.usage import UsageScope, current_scope, with_scope
 
 T = TypeVar("T")
+
+_SUPPRESSED_FORMERLY: Final = "suppress_instrumentation"
+"""The key before it had a constant; `suppress_instrumentation()` still sets both."""
 
 _logger: Final = logging.getLogger("spanloom.telemetry.langgraph")
 _warned: set[str] = set()
@@ -51,7 +54,10 @@ def warn_once(what: str, *, exc_info: bool = False) -> None:
 
 
 class Guard:
-    """`with` block in which a fault of ours costs a span and never reaches the application."""
+    """`with` block in which a fault of ours costs a span and never reaches the application.
+
+    Where every span passes, a plain `try` stands instead: it costs nothing.
+    """
 
     __slots__ = ("_what",)
 
@@ -71,11 +77,6 @@ class Guard:
             warn_once(self._what, exc_info=True)
             return True
         return False
-
-
-_STARTING: Final = Guard("a span cannot be started")
-_READING: Final = Guard("a result cannot be read")
-_ENDING: Final = Guard("the end of a span cannot be described")
 
 
 class Frame(UsageScope):
@@ -154,8 +155,10 @@ class Unit:
     def finish(self, result: Any) -> None:
         """End well; `result` is what the body returned (None for a stream). Never raises."""
         ending: endings.Ending | None = None
-        with _READING:
+        try:
             ending = self._read(result)
+        except Exception:  # noqa: BLE001 - telemetry never breaks the application
+            warn_once("a result cannot be read", exc_info=True)
         self.end(None, ending)
 
     def item(self, item: Any) -> None:
@@ -174,12 +177,14 @@ class Unit:
         if self._ended:
             return
         self._ended = True
-        with _ENDING:
+        try:
             if exc is not None:
                 exc = self._cause(exc)
             if ending is None:
                 ending = endings.classify(exc)
             self._describe(ending)
+        except Exception:  # noqa: BLE001 - telemetry never breaks the application
+            warn_once("the end of a span cannot be described", exc_info=True)
         endings.end_span(self.span, exc, ending=ending)
 
     def _cause(self, exc: BaseException) -> BaseException:
@@ -222,9 +227,13 @@ def begin(start: Callable[[Context], Unit | None], context: Context | None = Non
 
     A fault of ours costs the span, never the body.
     """
-    with _STARTING:
-        if is_instrumentation_enabled():
-            return start(get_current() if context is None else context)
+    try:
+        if context is None:
+            context = get_current()
+        if not (context.get(_SUPPRESSED) or context.get(_SUPPRESSED_FORMERLY)):
+            return start(context)
+    except Exception:  # noqa: BLE001 - telemetry never breaks the application
+        warn_once("a span cannot be started", exc_info=True)
     return None
 
 

@@ -44,8 +44,7 @@ def test_a_provider_is_true_or_absent(
         ("not a url", (None, None)),
         ("http://host:nan/", (None, None)),
         ("", (None, None)),
-        (None, (None, None)),
-        (object(), (None, None)),
+        ("<openai.OpenAI object at 0x7f>", (None, None)),
     ],
 )
 def test_a_server_is_known_or_absent(url: Any, expected: Any) -> None:

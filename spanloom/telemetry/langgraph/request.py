@@ -1,0 +1,114 @@
+"""What a request to a model asks for, read from the call, LangChain's parameters and the model.
+
+Which attributes a model class has is found out once per class: asking a pydantic object for an
+attribute it lacks costs more than the rest of a span's start.
+"""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, cast
+
+from opentelemetry.util.types import AttributeValue
+
+from spanloom import semconv
+from spanloom.telemetry.langgraph import classify
+
+
+class _Parameter(NamedTuple):
+    """A request parameter: its attribute, its names in calls and classes, and its types."""
+
+    attribute: str
+    names: tuple[str, ...]
+    types: tuple[type, ...]
+
+
+_PARAMETERS: Final = (
+    _Parameter(semconv.GEN_AI_REQUEST_TEMPERATURE, ("temperature",), (int, float)),
+    _Parameter(semconv.GEN_AI_REQUEST_MAX_TOKENS, ("max_tokens", "max_completion_tokens"), (int,)),
+    _Parameter(semconv.GEN_AI_REQUEST_TOP_P, ("top_p",), (int, float)),
+    _Parameter(semconv.GEN_AI_REQUEST_TOP_K, ("top_k",), (int,)),
+    _Parameter(semconv.GEN_AI_REQUEST_SEED, ("seed",), (int,)),
+)
+_URL_FIELDS: Final = (
+    # where a client keeps the address it really calls; the SDK client first, as it has resolved
+    # environment variables and defaults
+    "root_async_client",
+    "root_client",
+    "azure_endpoint",
+    "openai_api_base",
+    "anthropic_api_url",
+    "base_url",
+    "endpoint_url",
+)
+_FALLBACK_MODULE: Final = "langchain_core.language_models.chat_models"
+
+
+class ModelClass(NamedTuple):
+    """What is known of a chat-model class."""
+
+    says_itself: bool
+    """Whether it reports provider and model by code of its own."""
+    own_parameters: tuple[tuple[str, ...], ...]
+    """For each of `_PARAMETERS`, under which names its instances have it."""
+    url_fields: tuple[str, ...]
+
+
+_classes: Final[weakref.WeakKeyDictionary[type, ModelClass]] = weakref.WeakKeyDictionary()
+
+
+def model_class(cls: type) -> ModelClass:
+    """Look at a chat-model class, the first time it is seen."""
+    known = _classes.get(cls)
+    if known is None:
+        fields = getattr(cls, "model_fields", {})
+
+        def present(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name for name in names if name in fields or hasattr(cls, name))
+
+        owner = next(base for base in cls.__mro__ if "_get_ls_params" in vars(base))
+        known = _classes[cls] = ModelClass(
+            says_itself=owner.__module__ != _FALLBACK_MODULE,
+            own_parameters=tuple(present(parameter.names) for parameter in _PARAMETERS),
+            url_fields=present(_URL_FIELDS),
+        )
+    return known
+
+
+def server(model: Any) -> tuple[str | None, int | None]:
+    """Host and port that the model's client calls, where it is truly known."""
+    for name in model_class(type(model)).url_fields:
+        value = getattr(model, name, None)
+        if value is not None:
+            address, port = classify.server_of(str(getattr(value, "base_url", value)))
+            if address is not None:
+                return address, port
+    return None, None
+
+
+def parameters(
+    model: Any, call: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, AttributeValue]:
+    """Attributes of what shapes the answer: the call's own value before the model's.
+
+    `params` are LangChain's `ls_*` parameters, which already weigh one against the other.
+    """
+    attributes: dict[str, AttributeValue] = {}
+    own = model_class(type(model)).own_parameters
+    for (attribute, names, types), present in zip(_PARAMETERS, own, strict=True):
+        value = params.get(f"ls_{names[0]}")
+        for name in names:
+            value = call.get(name, value)
+        for name in present:
+            if value is not None:
+                break
+            value = getattr(model, name, None)
+        if isinstance(value, types) and not isinstance(value, bool):
+            attributes[attribute] = cast("AttributeValue", value)
+    if stop := call.get("stop") or params.get("ls_stop"):
+        attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (
+            [stop] if isinstance(stop, str) else [str(text) for text in stop]
+        )
+    response_format = call.get("response_format")
+    if isinstance(response_format, dict) and "json" in str(response_format.get("type")):
+        attributes[semconv.GEN_AI_OUTPUT_TYPE] = "json"
+    return attributes
