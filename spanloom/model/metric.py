@@ -21,7 +21,7 @@ class Exemplar:
     """A measured value that names the span it was measured in."""
 
     time_unix_nano: int
-    value: float
+    value: int | float
     trace_id: str = ""
     span_id: str = ""
     filtered_attributes: Attributes = field(default_factory=dict)
