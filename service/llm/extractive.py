@@ -45,15 +45,20 @@ _WHO: Final = {
     ("zh", "assistant"): "我",
 }
 
-# A question about the conversation names a speaker and points back; about its asker, says "my".
-_SPEAKER: Final = re.compile(r"\b(?:i|you|we|my|your|our|me)\b|我|你|您|咱", re.IGNORECASE)
-_POINTS_BACK: Final = re.compile(
-    r"\b(?:earlier|before|previous(?:ly)?|last|just|first|so far|remember|recall|said|say|told"
-    r"|asked?|mention(?:ed)?|discuss(?:ed)?|talk(?:ed|ing)?|conversation|chat)\b"
-    r"|刚才|刚刚|之前|上一|前面|上次|第一个|最后|记得|说过|说了|问过|问了|聊|提到|对话",
+# About the conversation: someone in it asked or said something, or a turn of it is named.
+_ABOUT_CONVERSATION: Final = re.compile(
+    r"\b(?:did|have|had) (?:i|you|we)\b[^.?]{0,24}"
+    r"\b(?:ask(?:ed)?|sa(?:y|id)|tell|told|mention(?:ed)?|discuss(?:ed)?|talk(?:ed)?)\b"
+    r"|\b(?:i|you|we) (?:just |already |previously |first |last )?"
+    r"(?:asked|said|told|mentioned|discussed|talked)\b"
+    r"|\b(?:my|your|our) (?:very )?(?:first|last|previous|earlier) \w+"
+    r"|\b(?:this|our) (?:conversation|chat)\b|\bdo you (?:still )?(?:remember|recall)\b"
+    r"|(?:我们?|你|您)(?:刚才|刚刚|之前|上次|前面|最开始|最初)?(?:问|说|提|聊|讲)(?:过|了|到|的)"
+    r"|(?:刚才|之前|上一个|第一个|最后一个|前面).{0,4}(?:问题|回答|消息)|还记得|(?:这次|我们的)对话",
     re.IGNORECASE,
 )
-_POSSESSIVE: Final = re.compile(r"\b(?:my|mine|am i|do i)\b|我的|我叫|我是|我在", re.IGNORECASE)
+_ABOUT_ASKER: Final = re.compile(r"\b(?:my|mine|am i)\b|我的|我叫|我是|我在", re.IGNORECASE)
+_CLAUSE: Final = re.compile(r"[,，;；]")
 _ASKED: Final = re.compile(r"\b(?:ask(?:ed)?|questions?)\b|问", re.IGNORECASE)
 _FIRST: Final = re.compile(r"\bfirst\b|第一|最开始|最初", re.IGNORECASE)
 _LATEST: Final = re.compile(r"\b(?:last|just|previous)\b|刚才|刚刚|上一|最后", re.IGNORECASE)
@@ -236,8 +241,8 @@ def _from_conversation(prompt: Prompt, tongue: language.Language) -> str:
     if not prompt.history:
         return ""
     question = prompt.question
-    about_itself = bool(_SPEAKER.search(question) and _POINTS_BACK.search(question))
-    if not about_itself and not _POSSESSIVE.search(question):
+    about_itself = _ABOUT_CONVERSATION.search(question) is not None
+    if not about_itself and not _ABOUT_ASKER.search(question):
         return ""
     earlier = prompt.earlier_questions
     if about_itself and _ASKED.search(question) and earlier:
@@ -251,17 +256,29 @@ def _from_conversation(prompt: Prompt, tongue: language.Language) -> str:
         return _EARLIER_QUESTIONS[tongue].format(
             quotes=quotes if tongue == "zh" else quotes.replace("；", "; ")
         )
-    return _matching_words(prompt, tongue) or (_all_said(prompt, tongue) if about_itself else "")
+    if about_itself:
+        spoken = [(turn.role, claim) for turn in prompt.history for claim in claims(turn.text)]
+        return _matching_words(prompt, spoken, tongue) or _all_said(prompt, tongue)
+    # About the asker: what they stated of themselves, if they did; else it is for the sources.
+    stated = [
+        ("user", clause.strip())
+        for earlier_text in earlier
+        for claim in claims(earlier_text)
+        for clause in _CLAUSE.split(claim)
+        if _ABOUT_ASKER.search(clause) and not clause.rstrip().endswith(("?", "？"))
+    ]
+    return _matching_words(prompt, stated, tongue)
 
 
-def _matching_words(prompt: Prompt, tongue: language.Language) -> str:
+def _matching_words(
+    prompt: Prompt, spoken: Sequence[tuple[str, str]], tongue: language.Language
+) -> str:
+    """The one of the things spoken, each by a role, that matches the question best."""
     own = language.terms(prompt.question)
     candidates = [
         sentence
-        for source, turn in enumerate(prompt.history)
-        for sentence in ranking.sentences_of(
-            " ".join(claims(turn.text)), source=source, label=turn.role
-        )
+        for source, (role, text) in enumerate(spoken)
+        for sentence in ranking.sentences_of(text, source=source, label=role)
     ]
     weights = ranking.question_weights(own, ranking.idf(each.terms for each in candidates))
     # A single Han character has no bigram of its own, so it is looked for inside the words.

@@ -138,6 +138,24 @@ def test_names_are_remembered_in_chinese() -> None:
     assert "阿木" in answer("我叫什么名字？", history=history)
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Can you say just how a frell engine burns moss before the last hour?",
+        "How much moss does my frell engine need per hour?",
+        "你能说说弗雷尔发动机以什么为燃料吗？",
+    ],
+)
+def test_you_and_my_alone_are_not_about_the_conversation(question: str) -> None:
+    """A question for the passages stays one, also when it says you, my, just or last."""
+    history = turn("What is a frell engine?", "A frell engine burns moss. [1]")
+    text = answer(question, history=history)
+
+    assert "Earlier in this conversation" not in text
+    assert "在这次对话中" not in text
+    assert "[1]" in text or "[3]" in text
+
+
 def test_a_statement_about_me_does_not_hide_the_passages() -> None:
     """A first conversation has no history to quote."""
     assert "burns moss" in answer("What does my frell engine burn?")
