@@ -204,10 +204,13 @@ class Unit:
         if frame is None or not (frame.input_tokens or frame.output_tokens):
             return  # no model call below, or none that said what it used
         if self.span.is_recording():
-            self.span.set_attribute(semconv.SPANLOOM_USAGE_INPUT_TOKENS, frame.input_tokens)
-            self.span.set_attribute(semconv.SPANLOOM_USAGE_OUTPUT_TOKENS, frame.output_tokens)
+            sums: dict[str, AttributeValue] = {
+                semconv.SPANLOOM_USAGE_INPUT_TOKENS: frame.input_tokens,
+                semconv.SPANLOOM_USAGE_OUTPUT_TOKENS: frame.output_tokens,
+            }
             if frame.estimated:
-                self.span.set_attribute(semconv.SPANLOOM_USAGE_ESTIMATED, True)
+                sums[semconv.SPANLOOM_USAGE_ESTIMATED] = True
+            self.span.set_attributes(sums)
 
     def remember_driver(self) -> None:
         """Note which task reads the stream, to tell a cancelled reader from one that left."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from langchain_openai import ChatOpenAI
 from opentelemetry import trace
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -15,8 +16,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
-
-Tree = dict[str, Any]
 
 
 class Recorded:
@@ -121,6 +120,11 @@ class Server(ThreadingHTTPServer):
         """What application code does to reach another service."""
         with httpx2.Client() as client:
             client.get(f"{self.url}/mark/{path}")
+
+    def model(self, **options: Any) -> ChatOpenAI:
+        """A client of this server's chat completions."""
+        defaults = {"model": "offline-small", "api_key": "none", "max_retries": 0}
+        return ChatOpenAI(**{"base_url": f"{self.url}/v1", **defaults, **options})
 
     async def aget(self, path: str) -> None:
         async with httpx2.AsyncClient() as client:

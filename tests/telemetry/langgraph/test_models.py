@@ -10,7 +10,6 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
-from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
@@ -18,18 +17,6 @@ from opentelemetry.trace import SpanKind
 
 class State(TypedDict, total=False):
     text: str
-
-
-def client(server: Any, **options: Any) -> ChatOpenAI:
-    return ChatOpenAI(
-        **{
-            "model": "offline-small",
-            "base_url": f"{server.url}/v1",
-            "api_key": "none",
-            "max_retries": 0,
-            **options,
-        }
-    )
 
 
 def node_graph(body: Any) -> Any:
@@ -60,7 +47,7 @@ def assert_wire(recorded: Any, server: Any) -> None:
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_invoke(recorded: Any, server: Any, asynchronous: bool) -> None:
     """One request: its parameters, its answer, its tokens, its server."""
-    model = client(server, temperature=0.5, max_tokens=64, top_p=0.9, seed=7)
+    model = server.model(temperature=0.5, max_tokens=64, top_p=0.9, seed=7)
 
     def ask(state: State) -> State:
         return {"text": str(model.invoke("问题", stop=["\n"]).content)}
@@ -105,7 +92,7 @@ async def test_invoke(recorded: Any, server: Any, asynchronous: bool) -> None:
 @pytest.mark.parametrize("stream_usage", [True, False])
 async def test_stream(recorded: Any, server: Any, asynchronous: bool, stream_usage: bool) -> None:
     """Streamed: chunks, time to the first one, and tokens where the endpoint sends them."""
-    model = client(server, stream_usage=stream_usage)
+    model = server.model(stream_usage=stream_usage)
 
     def ask(state: State) -> State:
         return {"text": "".join(str(chunk.content) for chunk in model.stream("hi"))}
@@ -142,7 +129,7 @@ async def test_stream(recorded: Any, server: Any, asynchronous: bool, stream_usa
 @pytest.mark.parametrize("mode", ["messages", "events"])
 async def test_streamed_by_the_graph(recorded: Any, server: Any, mode: Any) -> None:
     """An invoked model that the graph makes stream: one chat span, tokens once."""
-    model = client(server, stream_usage=True)
+    model = server.model(stream_usage=True)
 
     async def ask(state: State) -> State:
         return {"text": str((await model.ainvoke("hi")).content)}
@@ -167,7 +154,7 @@ async def test_streamed_by_the_graph(recorded: Any, server: Any, mode: Any) -> N
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_stream_events_v3_of_a_model(recorded: Any, server: Any, asynchronous: bool) -> None:
     """The content-block protocol asked of the model itself."""
-    model = client(server, stream_usage=True)
+    model = server.model(stream_usage=True)
     if asynchronous:
         stream = await model.astream_events("hi", version="v3")
         assert "".join([text async for text in stream.text]) == "你好 world"
@@ -229,7 +216,7 @@ async def test_the_anthropic_sdk_by_itself_keeps_its_span(
 
 async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
     """The reader leaves in the middle: abandoned, chunks counted, finish reason lost."""
-    model = client(server, model="stalling", stream_usage=True)
+    model = server.model(model="stalling", stream_usage=True)
     stream = model.astream("hi")
     texts = []
     async for chunk in stream:
@@ -246,7 +233,7 @@ async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> Non
 
 async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
     """The client is gone while the model stalls: cancelled all the way, chunks counted."""
-    model = client(server, model="stalling")
+    model = server.model(model="stalling")
     arrived = asyncio.Event()
 
     async def ask(state: State) -> State:
@@ -272,7 +259,7 @@ async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) 
 async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
     """HTTP 500: the chat span has the SDK's error, and the finish reason is lost."""
     with pytest.raises(openai.InternalServerError):
-        await client(server, model="failing").ainvoke("hi")
+        await server.model(model="failing").ainvoke("hi")
     chat = recorded.attributes("chat failing")
     assert recorded.outcome("chat failing") == ("ERROR", "error")
     assert chat["error.type"] == "langchain_openai.chat_models.base.OpenAIAPIError"
@@ -282,7 +269,7 @@ async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
 
 async def test_each_request_of_a_batch_is_a_span(recorded: Any, server: Any) -> None:
     """Abatch and generate: one span for each request, tokens added up."""
-    model = client(server)
+    model = server.model()
 
     async def ask(state: State) -> State:
         await model.abatch(["a", "b", "c"])
@@ -295,7 +282,7 @@ async def test_each_request_of_a_batch_is_a_span(recorded: Any, server: Any) -> 
 
 async def test_an_answer_from_the_cache_used_no_tokens(recorded: Any, server: Any) -> None:
     """The second answer costs nothing, so it counts nothing."""
-    model = client(server, cache=InMemoryCache())
+    model = server.model(cache=InMemoryCache())
     await model.ainvoke("hi")
     await model.ainvoke("hi")
     first, second = recorded.all(CHAT)
@@ -306,20 +293,20 @@ async def test_an_answer_from_the_cache_used_no_tokens(recorded: Any, server: An
 
 async def test_structured_output_says_json(recorded: Any, server: Any) -> None:
     """response_format is the output type."""
-    bound = client(server).bind(response_format={"type": "json_object"})
+    bound = server.model().bind(response_format={"type": "json_object"})
     await bound.ainvoke("give json")
     assert recorded.attributes(CHAT)["gen_ai.output.type"] == "json"
 
 
 async def test_the_model_of_the_call_wins(recorded: Any, server: Any) -> None:
     """A model bound for one call is the model asked."""
-    await client(server).bind(model="offline-large").ainvoke("hi")
+    await server.model().bind(model="offline-large").ainvoke("hi")
     assert recorded.attributes("chat offline-large")["gen_ai.request.model"] == "offline-large"
 
 
 async def test_a_chain_as_a_node(recorded: Any, server: Any) -> None:
     """A chain of runnables as a node: node span, chat span, nothing for the runnables."""
-    asked = RunnableLambda(lambda state: "hi") | client(server)
+    asked = RunnableLambda(lambda state: "hi") | server.model()
     parsed = asked | StrOutputParser() | RunnableLambda(lambda text: {"text": text})
     result = await node_graph(parsed).ainvoke({})
     assert result["text"] == "你好 world"
@@ -328,7 +315,7 @@ async def test_a_chain_as_a_node(recorded: Any, server: Any) -> None:
 
 def test_no_content_is_captured(recorded: Any, server: Any) -> None:
     """No attribute or event holds a word of question or answer."""
-    client(server).invoke("a secret question")
+    server.model().invoke("a secret question")
     texts = [
         str(value)
         for span in recorded.spans

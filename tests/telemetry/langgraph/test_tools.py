@@ -13,8 +13,6 @@ from langgraph.prebuilt import ToolNode, create_react_agent
 from langgraph.types import interrupt
 from opentelemetry import trace
 
-from tests.telemetry.langgraph.test_models import client
-
 
 class State(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], operator.add]
@@ -154,7 +152,7 @@ async def test_tokens_of_a_model_called_in_a_tool(recorded: Any, server: Any) ->
     @tool
     async def ask(word: str) -> str:
         """Ask."""
-        return str((await client(server).ainvoke(word)).content)
+        return str((await server.model().ainvoke(word)).content)
 
     await tool_graph(ask).ainvoke(calls("ask", "ask"))
     sums = [
@@ -174,7 +172,7 @@ async def test_a_prebuilt_agent_is_an_agent(recorded: Any, server: Any) -> None:
         """Compute."""
         return word
 
-    agent = create_react_agent(client(server), [compute], name="helper")
+    agent = create_react_agent(server.model(), [compute], name="helper")
     await agent.ainvoke({"messages": [("user", "hi")]})
     assert recorded.tree() == [
         ["invoke_agent helper", [["invoke_node agent", [["chat offline-small", ["POST"]]]]]]
