@@ -68,9 +68,13 @@ def _serve(settings: Settings, host: str, port: int) -> int:
         return 1
     address, bound_port = listener.getsockname()[:2]
     log.info("retrieval_listening", host=address, port=bound_port)
-    # log_config=None: telemetry has already given uvicorn's loggers their JSON lines.
     config = uvicorn.Config(
-        create_app(live, telemetry), log_config=None, timeout_graceful_shutdown=5
+        create_app(live, telemetry),
+        log_config=None,  # telemetry has already given uvicorn's loggers their JSON lines
+        timeout_graceful_shutdown=5,
+        # Without it, a request that follows one whose body was refused on the same connection
+        # runs in that one's context, and its spans go to that one's trace.
+        reset_contextvars=True,
     )
     uvicorn.Server(config).run(sockets=[listener])
     return 0

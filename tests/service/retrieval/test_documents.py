@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_front_matter_gives_what_it_says(library: Library) -> None:
 
 
 def test_without_front_matter_the_text_speaks(library: Library) -> None:
-    """Title from the first heading or the file's name, language from the script, id from the path."""
+    """Title from the first heading or the file's name, language from the script."""
     root = library(notes__设计_md="# 缓存设计\n内容", plain_txt="Just words.")
 
     first, second = load(root).documents
@@ -168,7 +169,7 @@ def test_a_long_section_overlaps_with_itself() -> None:
     passages = list(split(document(sentences)))
 
     assert len(passages) > 3
-    for before, after in zip(passages, passages[1:], strict=False):
+    for before, after in pairwise(passages):
         opening = after.text.split("\n\n")[0]
         assert before.text.endswith(opening)
         assert 0 < count_units(opening) <= OVERLAP_UNITS

@@ -142,6 +142,18 @@ def test_a_body_over_the_limit_is_413(retrieval: RetrievalProcess, chunked: bool
     assert len(answer.headers["x-trace-id"]) == 32
 
 
+def test_a_refused_body_leaves_nothing_to_the_next_request(retrieval: RetrievalProcess) -> None:
+    """On the same connection, the request after a 413 belongs to its own caller's trace."""
+    trace_id = secrets.token_hex(16)
+    headers = {"content-type": "application/json"}
+    refused = retrieval.http.post("/search", content=b"x" * 3_000_000, headers=headers)
+
+    answer = retrieval.http.post("/search", json={"query": "缓存"}, headers=traceparent(trace_id))
+
+    assert refused.status_code == 413
+    assert answer.headers["x-trace-id"] == trace_id
+
+
 def test_the_callers_trace_is_continued(retrieval: RetrievalProcess, receiver: Receiver) -> None:
     """SERVER under the caller's span, `retrieval articles` under that; rerank alike."""
     for path, name, extra in (
@@ -206,7 +218,8 @@ def test_concurrent_searches_do_not_mix(retrieval: RetrievalProcess, receiver: R
     with ThreadPoolExecutor(20) as pool:
         together = list(
             pool.map(
-                lambda pair: retrieval.search(pair[0], **traceparent(pair[1])), zip(queries, ids)
+                lambda pair: retrieval.search(pair[0], **traceparent(pair[1])),
+                zip(queries, ids, strict=True),
             )
         )
 
