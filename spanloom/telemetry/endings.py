@@ -122,6 +122,11 @@ class deadline:  # noqa: N801 - reads like asyncio.timeout, which it extends
         await self._timeout.__aexit__(exc_type, exc, tb)
 
 
+def leave_deadlines() -> None:
+    """Forget the deadlines of whatever ran before in this context: a new request begins."""
+    _deadline.set(None)
+
+
 def _deadline_in_force(*, expired: bool) -> deadline | None:
     current = _deadline.get()
     while expired and current is not None and not current.expired:

@@ -12,10 +12,11 @@ from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanContext
 
 from spanloom import semconv
-from spanloom.telemetry.endings import mark_raised_in
+from spanloom.telemetry.endings import leave_deadlines, mark_raised_in
 from spanloom.telemetry.settings import Network, TelemetrySettings
 
 _logger: Final = logging.getLogger(__name__)
@@ -123,6 +124,11 @@ class TrustMiddleware:
             return
         if scope["type"] in {"http", "websocket"}:
             self._admit(scope)
+        # A server starts the next request of a connection in the context in which the answer
+        # before it was sent: uvicorn does, when an application answers before it has read the
+        # body. A request that found a span there would become that one's child.
+        token = attach(Context())
+        leave_deadlines()
         try:
             await self.app(scope, receive, send)
         except Exception as exc:
@@ -131,6 +137,8 @@ class TrustMiddleware:
             if isinstance(context, SpanContext):
                 mark_raised_in(exc, context)
             raise
+        finally:
+            detach(token)
 
     def _admit(self, scope: Scope) -> None:
         try:

@@ -48,6 +48,12 @@ async def items(item: str, request: Request) -> dict[str, Any]:
     }
 
 
+@app.post("/unread")
+async def unread() -> dict[str, str]:
+    await asyncio.sleep(0.2)  # until the server has stopped reading, its buffer being full
+    return {"trace_id": current_trace_id()}
+
+
 @app.get("/boom")
 async def boom() -> None:
     raise ValueError("bad key sk-abcdefghijklmnop1234 进程")

@@ -69,6 +69,22 @@ def test_a_request_makes_one_server_span_with_current_names(
     assert resource["service.instance.id"]
 
 
+def test_an_answer_before_the_body_was_read_leaves_nothing_behind(
+    caller: Caller, service: Service, backend: Receiver
+) -> None:
+    """The next request on the connection is a SERVER span in its own caller's trace."""
+    before = service.client.post("/unread", content=b"x" * 3_000_000).json()["trace_id"]
+
+    answer = service.client.get("/items/a", headers=caller.headers())
+
+    assert answer.json()["trace_id"] == caller != before
+    spans = wait_for(
+        lambda: [one for one in backend.spans_of(caller) if one.name == "GET /items/{item}"]
+    )
+    assert spans[0].kind == SERVER
+    assert spans[0].parent_span_id.hex() == "00f067aa0ba902b7"
+
+
 def test_an_unhandled_exception_is_one_redacted_event(
     caller: Caller, service: Service, backend: Receiver
 ) -> None:
