@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -181,7 +182,11 @@ def _read(connection: sqlite3.Connection) -> Index:
     if len(latent.passages) != len(rows):
         raise ValueError("passages and vectors differ in number")
     return Index(
-        info, documents, [Passage(*r[1:7]) for r in rows], [r[7].split() for r in rows], latent
+        info,
+        documents,
+        [Passage(*r[1:7]) for r in rows],
+        [list(map(sys.intern, r[7].split())) for r in rows],
+        latent,
     )
 
 

@@ -76,15 +76,10 @@ class Reranker:
             for term, count in frequency.items()
         }
         self._mean_length = max(1.0, sum(map(len, passage_terms)) / max(1, total))
-        self._known = {
-            passage.passage_id: _Known(
-                text=passage.text,
-                terms=tuple(terms(passage.text)),
-                title=frozenset(terms(f"{passage.title} {passage.heading}")),
-                vector=vector,
-            )
-            for passage, vector in zip(passages, latent.passages, strict=True)
-        }
+        self._numbers = {passage.passage_id: n for n, passage in enumerate(passages)}
+        self._passages = passages
+        # Filled as passages are asked for; two threads that fill one entry write the same.
+        self._known: dict[str, _Known] = {}
         self._latent = latent
         self._weights = weights or Weights()
 
@@ -124,13 +119,24 @@ class Reranker:
 
     def _analyzed(self, passage_id: str, text: str) -> "_Known":
         """The passage as the index has it, when it has it; analysing it again is the slow part."""
+        number = self._numbers.get(passage_id)
+        if number is None:
+            return self._analyze(text, frozenset())
         known = self._known.get(passage_id)
-        if known is not None and known.text == text:
-            return known
-        title = known.title if known is not None else frozenset[str]()
+        if known is None:
+            passage = self._passages[number]
+            known = _Known(
+                text=passage.text,
+                terms=tuple(terms(passage.text)),
+                title=frozenset(terms(f"{passage.title} {passage.heading}")),
+                vector=self._latent.passages[number],
+            )
+            self._known[passage_id] = known
+        return known if known.text == text else self._analyze(text, known.title)
+
+    def _analyze(self, text: str, title: frozenset[str]) -> "_Known":
         text_terms = tuple(terms(text))
-        vector = self._latent.embed([*sorted(title), *text_terms])
-        return _Known(text, text_terms, title, vector)
+        return _Known(text, text_terms, title, self._latent.embed([*sorted(title), *text_terms]))
 
     def _presence(self, text: Sequence[str]) -> dict[str, float]:
         relative = len(text) / self._mean_length

@@ -7,6 +7,7 @@ meet, as do `KV cache` and `kv-cache`.
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -53,7 +54,8 @@ def _stem(word: str) -> str:
 
 def terms(text: str) -> list[str]:
     """The search terms of `text`, in reading order, with repetitions."""
-    return list(_terms(unicodedata.normalize("NFKC", text)))
+    # Interned: an index holds each term thousands of times.
+    return list(map(sys.intern, _terms(unicodedata.normalize("NFKC", text))))
 
 
 def _terms(text: str) -> Iterator[str]:

@@ -22,8 +22,8 @@ DIMENSIONS = 96
 _OVERSAMPLING = 16
 _POWER_ITERATIONS = 3
 _SEED = 20_261_123
-_GATHER_LIMIT = 1 << 23
-"""Floats gathered at once in a sparse product: 32 MB."""
+_GATHER_LIMIT = 1 << 20
+"""Floats gathered at once in a sparse product: 4 MB, which stays near the processor."""
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
