@@ -89,9 +89,12 @@ class Nodes:
         difficulty = _difficulty(reply.get("difficulty"))
         trace.get_current_span().set_attribute(_DIFFICULTY_ATTRIBUTE, difficulty)
         proposed = reply.get("sub_queries")
+        # Only a question with turns before it can lean on them: the first is taken as asked.
+        standalone = str(reply.get("standalone_question") or "").strip() if earlier else ""
         asked = [message["content"] for message in earlier if message["role"] == "user"]
         return {
             "difficulty": difficulty,
+            "standalone": standalone or question,
             "sub_queries": plan_queries(
                 question,
                 [str(query) for query in proposed] if isinstance(proposed, list) else [],
@@ -111,13 +114,13 @@ class Nodes:
         if not union:
             return {"passages": []}
         passages = await self._retrieval.rerank(
-            state["question"], union, top_k=self._settings.rerank_top_k
+            state["standalone"], union, top_k=self._settings.rerank_top_k
         )
         return {"passages": passages}
 
     async def tools(self, state: AgentState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         """The model calls tools until it has what it needs, a bounded number of rounds."""
-        messages: list[BaseMessage] = tools_prompt(state["question"], state["passages"])
+        messages: list[BaseMessage] = tools_prompt(state["standalone"], state["passages"])
         results: list[ToolResult] = []
         made: set[str] = set()
         model = self._tool_callers[state["difficulty"]]
@@ -172,7 +175,7 @@ class Nodes:
         """Check the answer against its material; an accepted one ends the turn."""
         verdict = await self._critic.ask(
             reflect_prompt(
-                state["question"], state["passages"], state["tool_results"], state["answer"]
+                state["standalone"], state["passages"], state["tool_results"], state["answer"]
             ),
             runtime.context.usage,
         )

@@ -51,6 +51,8 @@ class AgentState(TypedDict):
 
     messages: Annotated[list[Message], append_bounded]
     question: str
+    standalone: str
+    """The question as it reads without the session before it."""
     difficulty: Difficulty
     sub_queries: list[str]
     found: Annotated[list[Passage], collect]
@@ -72,6 +74,7 @@ def new_turn(question: str) -> AgentState:
     """The input of a run: the question, and everything of the last run wiped."""
     update: dict[str, Any] = {
         "question": question,
+        "standalone": question,
         "difficulty": "moderate",
         "sub_queries": [],
         "found": None,

@@ -74,6 +74,23 @@ async def test_the_difficulty_picks_the_model_that_answers(api: Api, llm: FakeLL
     assert answered_by == ["test-small", "test-large"]
 
 
+async def test_a_follow_up_is_reranked_and_checked_as_a_question_of_its_own(
+    api: Api, llm: FakeLLM, retrieval: FakeRetrieval
+) -> None:
+    """What the model made of a follow-up goes where no history goes; a first question stays."""
+    llm.route["standalone_question"] = "How large is the KV cache?"
+    session = {"session_id": "s-1", "user_id": "ada"}
+
+    await api.ask("What is the KV cache?", **session)
+    await api.ask("And how large is it?", **session)
+
+    reranked = [body["query"] for path, body in retrieval.requests if path == "/rerank"]
+    assert reranked == ["What is the KV cache?", "How large is the KV cache?"]
+    for kind in ("tools", "reflect"):
+        assert "How large is the KV cache?" in llm.prompt(kind)
+    assert "And how large is it?" in llm.prompt("generate")
+
+
 async def test_a_router_that_does_not_keep_to_the_schema_costs_nothing(
     api: Api, llm: FakeLLM, retrieval: FakeRetrieval
 ) -> None:
