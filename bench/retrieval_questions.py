@@ -2,8 +2,8 @@
 
 They are paraphrased on purpose: they avoid the words of the expected article's title wherever a
 person could do without them. Several articles are listed when each answers the question by
-itself; the first is the one meant. Odd and even questions form two halves: weights were chosen
-on the first half, the second was only looked at afterwards.
+itself; the first is the one meant. Odd and even questions form two halves, which show how far a
+figure wobbles; only the rerank weights were searched on one half alone.
 """
 
 from typing import NamedTuple
