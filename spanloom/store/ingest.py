@@ -4,7 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
@@ -23,6 +23,7 @@ from spanloom.store.interning import (
     Interning,
     digest,
 )
+from spanloom.store.references import References
 from spanloom.store.spans import capped, encode_details
 
 BLOCK_BITS: Final = 10
@@ -77,6 +78,7 @@ class _Row:
 
 
 _Key: TypeAlias = tuple[int, bytes]
+_Values = TypeVar("_Values", bound=tuple[object, ...])
 
 
 @dataclass(slots=True)
@@ -101,7 +103,8 @@ class Ingest:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._interning = Interning(connection)
+        self._references = References(connection)
+        self._interning = Interning(connection, self._references)
         self._traces: dict[bytes, tuple[int, int]] = {}
         self._next_span = 0
         self._open_block: tuple[int, set[int]] = (-1, set())
@@ -137,6 +140,7 @@ class Ingest:
         self._connection.execute("RELEASE new_spans")
         self._add_to_blocks(rows)
         self._count_operations(Counter(row.operation.id for row in rows))
+        self._references.add_rows((row.resource.id, row.scope.id) for row in rows)
         self._count("spans", len(rows))
         self._next_span += len(rows)
 
@@ -203,15 +207,17 @@ class Ingest:
         standing: list[_Row] = []
         for (trace, span_id), row in latest.items():
             old = self._connection.execute(
-                "SELECT id, operation, incomplete FROM spans WHERE trace = ? AND span_id = ?",
+                "SELECT id, operation, resource, scope, incomplete FROM spans "
+                "WHERE trace = ? AND span_id = ?",
                 (trace, span_id),
             ).fetchone()
             if old is not None:
-                old_id, operation, old_incomplete = old
+                old_id, operation, resource, scope, old_incomplete = old
                 if row.incomplete and not old_incomplete:
                     continue
                 self._connection.execute("DELETE FROM spans WHERE id = ?", (old_id,))
                 self._count_operations({operation: -1})
+                self._references.add_rows([(resource, scope)], sign=-1)
                 self._count("spans", -1)
             standing.append(row)
         return standing
@@ -272,12 +278,13 @@ class Ingest:
                     message,
                 )
             )
-        inserted = self._connection.executemany(
+        new = self._insert_new(
             "INSERT INTO logs (trace_id, time, arrived_ms, internal, resource, scope, digest, "
             "message) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             rows,
-        ).rowcount
-        self._count("logs", inserted)
+        )
+        self._references.add_rows((row[4], row[5]) for row in new)
+        self._count("logs", len(new))
 
     def _add_points(self, points: Sequence[MetricPoint], now_ms: int) -> None:
         rows = []
@@ -294,12 +301,17 @@ class Ingest:
                     message,
                 )
             )
-        inserted = self._connection.executemany(
+        new = self._insert_new(
             "INSERT INTO metric_points (metric, time, arrived_ms, digest, message) "
             "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             rows,
-        ).rowcount
-        self._count("metric_points", inserted)
+        )
+        self._references.add_points(row[0] for row in new)
+        self._count("metric_points", len(new))
+
+    def _insert_new(self, statement: str, rows: Sequence[_Values]) -> list[_Values]:
+        """Insert rows, each of which may be there already; those that were not."""
+        return [row for row in rows if self._connection.execute(statement, row).rowcount]
 
     def _count_operations(self, changes: "Counter[int] | dict[int, int]") -> None:
         self._connection.executemany(

@@ -9,6 +9,7 @@ from spanloom.otlp.encode import resource_key, scope_key
 from spanloom.otlp.metrics import metric_key
 from spanloom.otlp.values import clean
 from spanloom.store import tags
+from spanloom.store.references import References
 
 _MAX_CACHED: Final = 20_000
 """Entries per cache; beyond that it starts afresh, which costs one lookup per entry."""
@@ -51,8 +52,9 @@ def digest(*parts: bytes, size: int = 16) -> bytes:
 class Interning:
     """Finds or inserts shared rows, inside the writer's transaction."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, references: References) -> None:
         self._connection = connection
+        self._references = references
         self._services: dict[str, int] = {}
         self._resources: dict[bytes, InternedResource] = {}
         self._scopes: dict[bytes, InternedScope] = {}
@@ -144,12 +146,15 @@ class Interning:
         key = digest(resource.id.to_bytes(8, "little"), scope.id.to_bytes(8, "little"), message)
         found = self._metrics.get(key)
         if found is None:
-            found = self._metrics[key] = self._row(
-                "SELECT id FROM metrics WHERE digest = ?",
-                "INSERT INTO metrics (digest, name, service, resource, scope, message) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (key, clean(point.name), resource.service, resource.id, scope.id, message),
-            )
+            found = self._select("SELECT id FROM metrics WHERE digest = ?", (key,))
+            if found is None:
+                found = self._insert(
+                    "INSERT INTO metrics (digest, name, service, resource, scope, message) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (key, clean(point.name), resource.service, resource.id, scope.id, message),
+                )
+                self._references.add_rows([(resource.id, scope.id)])
+            self._metrics[key] = found
         return found
 
     def _service(self, name: str) -> int:
@@ -165,9 +170,14 @@ class Interning:
     def _row(
         self, select: str, insert: str, values: tuple[object, ...], looked_up_by: int = 1
     ) -> int:
-        row = self._connection.execute(select, values[:looked_up_by]).fetchone()
-        if row is not None:
-            return int(row[0])
-        inserted = self._connection.execute(insert, values).lastrowid
+        found = self._select(select, values[:looked_up_by])
+        return self._insert(insert, values) if found is None else found
+
+    def _select(self, statement: str, key: tuple[object, ...]) -> int | None:
+        row = self._connection.execute(statement, key).fetchone()
+        return None if row is None else int(row[0])
+
+    def _insert(self, statement: str, values: tuple[object, ...]) -> int:
+        inserted = self._connection.execute(statement, values).lastrowid
         assert inserted is not None
         return inserted

@@ -6,10 +6,12 @@ span has been here for too long.
 """
 
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from spanloom.store.ingest import BLOCK_BITS
+from spanloom.store.references import References
 
 _SPANS_PER_STEP: Final = 2000
 _ROWS_PER_STEP: Final = 2000
@@ -36,6 +38,7 @@ class Sweeper:
     def __init__(self, connection: sqlite3.Connection, retention: Retention) -> None:
         self._connection = connection
         self._retention = retention
+        self._references = References(connection)
 
     def delete_some(self, now_ms: int) -> bool:
         """Delete a little, in a transaction of the caller's. True if there may be more to do.
@@ -46,9 +49,12 @@ class Sweeper:
         if cutoff_ms is None:
             return False
         more = self._delete_traces(cutoff_ms)
-        more |= self._delete_rows("logs", cutoff_ms)
-        more |= self._delete_rows("metric_points", cutoff_ms)
-        return more
+        logs = self._delete_rows("logs", "resource, scope", cutoff_ms)
+        self._references.add_rows(logs, sign=-1)
+        points = self._delete_rows("metric_points", "metric", cutoff_ms)
+        self._references.add_points((metric for (metric,) in points), sign=-1)
+        unused = self._references.delete_unused()
+        return more or bool(logs) or bool(points) or unused
 
     def give_pages_back(self) -> bool:
         """Shrink the file a little, outside of any transaction. True if there is more to do."""
@@ -96,21 +102,25 @@ class Sweeper:
             (cutoff_ms, _SPANS_PER_STEP),
         ).fetchall()
         deleted = gone = 0
+        shared: Counter[tuple[int, int]] = Counter()
         blocks: set[int] = set()
         for (trace,) in traces:
             rows = self._connection.execute(
-                "DELETE FROM spans WHERE trace = ? RETURNING id, operation", (trace,)
+                "DELETE FROM spans WHERE trace = ? RETURNING id, operation, resource, scope",
+                (trace,),
             ).fetchall()
             self._connection.execute("DELETE FROM traces WHERE id = ?", (trace,))
             self._connection.executemany(
                 "UPDATE operations SET span_count = span_count - 1 WHERE id = ?",
-                [(operation,) for _, operation in rows],
+                [(operation,) for _, operation, _, _ in rows],
             )
-            blocks.update(span >> BLOCK_BITS for span, _ in rows)
+            shared.update((resource, scope) for _, _, resource, scope in rows)
+            blocks.update(row[0] >> BLOCK_BITS for row in rows)
             deleted += len(rows)
             gone += 1
             if deleted >= _SPANS_PER_STEP:
                 break
+        self._references.add_rows(shared.elements(), sign=-1)
         self._count("spans", -deleted)
         self._count("traces", -gone)
         self._delete_empty_blocks(blocks)
@@ -127,16 +137,16 @@ class Sweeper:
                 self._connection.execute("DELETE FROM block_tags WHERE block = ?", (block,))
                 self._connection.execute("DELETE FROM blocks WHERE id = ?", (block,))
 
-    def _delete_rows(self, table: str, cutoff_ms: int) -> bool:
+    def _delete_rows(self, table: str, returned: str, cutoff_ms: int) -> list[Any]:
         # Only the oldest rows are looked at: they are in order of arrival.
         deleted = self._connection.execute(
             f"DELETE FROM {table} WHERE id IN ("  # noqa: S608 - one of our two table names
             f"SELECT id FROM (SELECT id, arrived_ms FROM {table} ORDER BY id LIMIT ?) "
-            "WHERE arrived_ms < ?)",
+            f"WHERE arrived_ms < ?) RETURNING {returned}",
             (_ROWS_PER_STEP, cutoff_ms),
-        ).rowcount
-        self._count(table, -deleted)
-        return deleted > 0
+        ).fetchall()
+        self._count(table, -len(deleted))
+        return deleted
 
     def _count(self, name: str, change: int) -> None:
         self._connection.execute(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 
 from spanloom.contract import Batch
 from spanloom.model import MetricQuery, TraceQuery
-from spanloom.store import Retention, SqliteStore, open_store
-from tests.builders import T0, log, point, span, trace_id
+from spanloom.store import Retention, SqliteStore, open_store, schema, sql
+from spanloom.store.connection import configure_writer, connect_writer
+from tests.builders import T0, log, point, resource, span, trace_id
 
 TIMEOUT_S = 60.0
 
@@ -55,8 +56,8 @@ def _put(store: SqliteStore, number: int, spans: int = 3, fill: str = "") -> Non
             span(f"s{n}", n + 1, trace=number, service=f"svc{number}", attributes={"fill": fill})
             for n in range(spans)
         ],
-        logs=[log(f"line {number}", trace=number)],
-        metrics=[point("m", number, at_ms=number)],
+        logs=[log(f"line {number}", trace=number, service=f"svc{number}")],
+        metrics=[point("m", number, at_ms=number, service=f"svc{number}")],
     )
     store.submit(batch).result(TIMEOUT_S)
 
@@ -119,6 +120,71 @@ def test_size_drops_the_oldest(tmp_path: Path, clock: Clock) -> None:
         assert store.stats().spans == 20 * len(kept)
         _put(store, 99)
         assert store.get_trace(trace_id(99)) is not None
+
+
+def test_what_nobody_refers_to_goes_too(tmp_path: Path, clock: Clock) -> None:
+    """Resources, scopes, metrics and services go with their last span, log record or point."""
+    with _store(tmp_path, clock, Retention(max_age_s=100, max_bytes=None)) as store:
+        for number in range(1, 21):
+            _put(store, number)
+            _put(store, number)  # sent again: stored once, so counted once
+        shared = resource("svc99")
+        store.submit(Batch(spans=[span(trace=99, resource=shared)])).result(TIMEOUT_S)
+        clock.now_s += 60
+        store.submit(Batch(logs=[log("late", trace=99, resource=shared)])).result(TIMEOUT_S)
+        assert _rows(store) == {"resources": 21, "scopes": 1, "metrics": 20, "services": 21}
+        clock.now_s += 60
+        _eventually(lambda: _rows(store)["resources"] == 1)
+
+        assert _rows(store) == {"resources": 1, "scopes": 1, "metrics": 0, "services": 1}
+        (kept,) = store.trace_logs(trace_id(99))
+        assert kept.resource == shared
+        _put(store, 1)  # the writer remembers none of the ids that are gone
+        stored = store.get_trace(trace_id(1))
+        assert stored is not None
+        assert stored.spans[0].service_name == "svc1"
+        clock.now_s += 1000
+        _eventually(lambda: not any(_rows(store).values()))
+
+
+def _rows(store: SqliteStore) -> dict[str, int]:
+    with store._pool.snapshot() as connection:
+        return {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("resources", "scopes", "metrics", "services")
+        }
+
+
+def test_a_store_of_schema_1_learns_what_is_in_use(tmp_path: Path, clock: Clock) -> None:
+    """What the first schema stored stays readable, and goes when retention says so."""
+    path = tmp_path / "spanloom.db"
+    path.touch()
+    with closing(connect_writer(path)) as connection:
+        configure_writer(connection, "process", None)
+        first, _ = sql.migrations()
+        schema._apply(connection, *first)
+        for table, text in _SCHEMA_1_ROWS.items():
+            connection.execute(f"INSERT INTO {table} VALUES ({text})")
+        connection.execute("UPDATE row_counts SET count = 1")
+    with _store(tmp_path, clock, Retention(max_age_s=100, max_bytes=None)) as store:
+        time.sleep(0.1)  # several sweeps, none of which may touch what is in use
+        assert _rows(store) == dict.fromkeys(("resources", "scopes", "metrics", "services"), 1)
+        assert store.get_trace(trace_id(1)) is not None
+        clock.now_s += 1000
+        _eventually(lambda: not any(_rows(store).values()))
+
+
+_SCHEMA_1_ROWS = {
+    "services": "1, 'unknown_service'",
+    "resources": "1, x'01', 1, x''",
+    "scopes": "1, x'01', x''",
+    "operations": "1, 1, 'op', 1, 1",
+    "traces": f"1, x'{trace_id(1)}', 1000000000",
+    "spans": "1, 1, x'0000000000000001', NULL, 1, 1, 1, 5, 6, 0, 0, NULL, NULL, NULL, x''",
+    "metrics": "1, x'01', 'm', 1, 1, 1, x'0a016d'",
+    "metric_points": "1, 1, 5, 1000000000, x'01', x'2a00'",
+    "logs": f"1, x'{trace_id(1)}', 5, 1000000000, 0, 1, 1, x'01', x''",
+}
 
 
 def _used(store: SqliteStore) -> int:
