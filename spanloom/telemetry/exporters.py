@@ -7,7 +7,7 @@ would refuse the whole batch for it.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -33,8 +33,10 @@ _LIMITS: Final = {
 }
 
 
-def create_exporters(signal: Signal, settings: TelemetrySettings) -> list[Any]:
-    """Make the exporters of one signal; one that cannot be made is logged and left out."""
+def create_exporters(
+    signal: Signal, settings: TelemetrySettings, report: Callable[[str], None]
+) -> list[Any]:
+    """Make the exporters of one signal; one that cannot be made is reported and left out."""
     made: list[Any] = []
     if not settings.enabled:
         return made
@@ -54,7 +56,7 @@ def create_exporters(signal: Signal, settings: TelemetrySettings) -> list[Any]:
         try:
             made.append(_load(signal, name)(**arguments))
         except Exception as exc:  # noqa: BLE001 - a wrong setting must not stop the application
-            _logger.warning("no %s are exported by %s: %s", signal, name, exc)
+            report(f"no {signal} are exported by {name}: {exc}")
     return made
 
 

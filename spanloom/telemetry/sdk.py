@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import dataclasses
 import logging
 import os
 import re
@@ -17,21 +18,13 @@ from opentelemetry import _logs as logs_api
 from opentelemetry import metrics as metrics_api
 from opentelemetry import propagate, trace
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from spanloom import semconv
 from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation
-from spanloom.telemetry.exporters import (
-    CleaningLogExporter,
-    CleaningSpanExporter,
-    create_exporters,
-)
 from spanloom.telemetry.propagation import GuardedPropagator, HttpxHooks, PropagationPolicy
+from spanloom.telemetry.providers import create_providers
 from spanloom.telemetry.redaction import pseudonym
 from spanloom.telemetry.settings import TelemetrySettings
 from spanloom.telemetry.trust import TrustMiddleware, TrustPolicy, on_server_span
@@ -161,65 +154,6 @@ def _run_bounded(actions: list[Callable[[], Any]], timeout_s: float) -> bool:
     return len(results) == len(actions) and all(results.values())
 
 
-def build(
-    service_name: str | None, *, service_version: str | None, settings: TelemetrySettings
-) -> Telemetry:
-    """Make providers and exporters without touching anything global."""
-    resource = _resource(service_name, service_version)
-    meter_provider = _meter_provider(settings, resource)
-    return Telemetry(
-        settings,
-        _tracer_provider(settings, resource, meter_provider),
-        meter_provider,
-        _logger_provider(settings, resource, meter_provider),
-    )
-
-
-# None of the providers registers atexit by itself: the SDK's own shutdown is not bounded.
-
-
-def _meter_provider(settings: TelemetrySettings, resource: Resource) -> MeterProvider:
-    readers = [
-        exporter
-        if isinstance(exporter, MetricReader)
-        else PeriodicExportingMetricReader(exporter, settings.metric_interval_ms)
-        for exporter in create_exporters("metrics", settings)
-    ]
-    return MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-
-
-def _tracer_provider(
-    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider
-) -> TracerProvider:
-    provider = TracerProvider(
-        resource=resource, shutdown_on_exit=False, meter_provider=meter_provider
-    )
-    for exporter in create_exporters("traces", settings):
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                CleaningSpanExporter(exporter),
-                schedule_delay_millis=settings.span_batch_delay_ms,
-                meter_provider=meter_provider,
-            )
-        )
-    return provider
-
-
-def _logger_provider(
-    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider
-) -> LoggerProvider:
-    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    for exporter in create_exporters("logs", settings):
-        provider.add_log_record_processor(
-            BatchLogRecordProcessor(
-                CleaningLogExporter(exporter),
-                schedule_delay_millis=settings.log_batch_delay_ms,
-                meter_provider=meter_provider,
-            )
-        )
-    return provider
-
-
 def _adopt_global_providers(telemetry: Telemetry) -> None:
     """Keep providers that are already global, as under `opentelemetry-instrument`.
 
@@ -233,16 +167,6 @@ def _adopt_global_providers(telemetry: Telemetry) -> None:
         if isinstance(current, kind):
             getattr(telemetry, name).shutdown()
             setattr(telemetry, name, current)
-
-
-def _resource(service_name: str | None, service_version: str | None) -> Resource:
-    """The environment's resource; our arguments fill in what it does not say."""
-    said = OTELResourceDetector().detect().attributes
-    wanted = {semconv.SERVICE_NAME: service_name, semconv.SERVICE_VERSION: service_version}
-    return Resource.create(
-        {key: value for key, value in wanted.items() if value and key not in said},
-        schema_url=semconv.SCHEMA_URL,
-    )
 
 
 _handle: Telemetry | None = None
@@ -272,7 +196,15 @@ def setup(
         # Without it contrib's instrumentations write the names of 2021 (`http.method`). Must
         # happen before the first of them is used.
         os.environ.setdefault(_SEMCONV_OPT_IN, "http")
-        telemetry = build(service_name, service_version=service_version, settings=settings)
+        problems = list(settings.problems)
+        providers = create_providers(
+            service_name,
+            service_version=service_version,
+            settings=settings,
+            report=problems.append,
+        )
+        settings = dataclasses.replace(settings, problems=tuple(dict.fromkeys(problems)))
+        telemetry = Telemetry(settings, *providers)
         _adopt_global_providers(telemetry)
         _install(telemetry)
         _handle = telemetry

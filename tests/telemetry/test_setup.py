@@ -88,7 +88,7 @@ def test_grpc_is_used_when_asked_for(script: Script) -> None:
         "from spanloom.telemetry import TelemetrySettings\n"
         "settings = TelemetrySettings.from_env()\n"
         "for signal in ('traces', 'metrics', 'logs'):\n"
-        "    (made,) = create_exporters(signal, settings)\n"
+        "    (made,) = create_exporters(signal, settings, print)\n"
         "    print(type(made).__module__)\n"
         "    made.shutdown()\n",
         OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
@@ -110,7 +110,8 @@ def test_an_unknown_exporter_is_a_sentence(script: Script) -> None:
     )
 
     assert done.returncode == 0
-    assert "no traces are exported by jeager" in done.stdout + done.stderr
+    assert lines(done)[0]["event"].startswith("no traces are exported by jeager: ")
+    assert done.stderr == ""
 
 
 def test_wrong_settings_are_said_once(script: Script) -> None:
@@ -127,6 +128,31 @@ def test_wrong_settings_are_said_once(script: Script) -> None:
     assert json.loads(warning)["level"] == "warning"
     assert "SPANLOOM_TRUST='everyone' is ignored" in json.loads(warning)["event"]
     assert trust == "loopback"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=4096",
+        "OTEL_BLRP_MAX_QUEUE_SIZE=0",
+        "OTEL_ATTRIBUTE_COUNT_LIMIT=many",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT=-5",
+        "OTEL_METRICS_EXEMPLAR_FILTER=sometimes",
+    ],
+)
+def test_a_standard_variable_the_sdk_refuses_is_said(
+    script: Script, receiver: Receiver, variable: str
+) -> None:
+    """The SDK would raise; the program runs on, with the SDK's default, and says which."""
+    name, _, value = variable.partition("=")
+    done = script.run(TRACED, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, **{name: value})
+
+    assert done.stderr == ""
+    (warning,) = [line["event"] for line in lines(done) if line["level"] == "warning"]
+    assert warning.startswith("an OTEL_* variable is ignored: ")
+    assert sorted(span.name for span in receiver.spans) == ["chat m", "work"]
+    assert {log.body.string_value for log in receiver.logs} >= {"said", "step"}
+    assert "agent_tokens_total" in {metric.name for metric in receiver.metrics}
 
 
 def test_a_second_call_changes_nothing(script: Script, receiver: Receiver) -> None:
