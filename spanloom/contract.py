@@ -46,6 +46,9 @@ class Reader(Protocol):
     def get_trace(self, trace_id: str) -> Trace | None:
         """All spans of one trace, or None where not one is stored."""
 
+    def get_span(self, trace_id: str, span_id: str) -> Span | None:
+        """One span, without reading the rest of its trace; None for any id that is not stored."""
+
     def find_traces(self, query: TraceQuery) -> list[Trace]:
         """Whole traces that match, newest first (for APIs that return spans)."""
 

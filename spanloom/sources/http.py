@@ -23,6 +23,7 @@ from spanloom.model import (
     MetricPoint,
     MetricQuery,
     Operation,
+    Span,
     SpanKind,
     Trace,
     TraceQuery,
@@ -36,6 +37,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _JSON = "application/json"
 _LARGEST = 2**63 - 1
 
@@ -75,6 +77,17 @@ class HttpReader:
         spans = self._decode(decode_traces, document, "trace")
         ordered = sorted(spans, key=lambda span: (span.start_time_unix_nano, span.span_id))
         return Trace(trace_id, tuple(ordered)) if spans else None
+
+    def get_span(self, trace_id: str, span_id: str) -> Span | None:
+        """One span, or None where the server does not have it."""
+        path = f"/traces/{_checked(trace_id)}/spans/{span_id}"
+        if not _SPAN_ID.fullmatch(span_id):
+            return None
+        document = self._get(path, missing_is_none=True)
+        if document is None:
+            return None
+        spans = self._decode(decode_traces, document, "trace")
+        return spans[0] if spans else None
 
     def find_traces(self, query: TraceQuery) -> list[Trace]:
         """One request for the list and one for each trace."""

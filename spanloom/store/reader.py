@@ -17,6 +17,7 @@ from spanloom.model import (
     Operation,
     Resource,
     Scope,
+    Span,
     SpanKind,
     Trace,
     TraceQuery,
@@ -29,9 +30,10 @@ from spanloom.otlp.values import clean, read_resource, read_scope
 from spanloom.store import schema, sql, tags
 from spanloom.store.pool import ReaderPool
 from spanloom.store.search import last_moment, matching_traces
-from spanloom.store.spans import capped, decode_span
+from spanloom.store.spans import SpanRow, capped, decode_span
 
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
+_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_CACHED: Final = 10_000
 
 
@@ -52,6 +54,17 @@ class SqliteReader:
         with self._pool.snapshot() as connection:
             row = connection.execute("SELECT id FROM traces WHERE trace_id = ?", (key,)).fetchone()
             return self._trace(connection, row[0], trace_id) if row else None
+
+    def get_span(self, trace_id: str, span_id: str) -> Span | None:
+        """See `contract.Reader`."""
+        key = _trace_key(trace_id)
+        if not _SPAN_ID.fullmatch(span_id):
+            return None
+        with self._pool.snapshot() as connection:
+            row = connection.execute(
+                sql.statement("one_span"), {"trace_id": key, "span_id": bytes.fromhex(span_id)}
+            ).fetchone()
+            return self._span(connection, trace_id, row) if row else None
 
     def find_traces(self, query: TraceQuery) -> list[Trace]:
         """See `contract.Reader`."""
@@ -145,18 +158,11 @@ class SqliteReader:
 
     def _trace(self, connection: sqlite3.Connection, row_id: int, trace_id: str) -> Trace:
         rows = connection.execute(sql.statement("trace_spans"), {"trace": row_id}).fetchall()
-        return Trace(
-            trace_id,
-            tuple(
-                decode_span(
-                    trace_id,
-                    row,
-                    self._resource(connection, row[7]),
-                    self._scope(connection, row[8]),
-                )
-                for row in rows
-            ),
-        )
+        return Trace(trace_id, tuple(self._span(connection, trace_id, row) for row in rows))
+
+    def _span(self, connection: sqlite3.Connection, trace_id: str, row: SpanRow) -> Span:
+        resource, scope = self._resource(connection, row[7]), self._scope(connection, row[8])
+        return decode_span(trace_id, row, resource, scope)
 
     def _resource(self, connection: sqlite3.Connection, row_id: int) -> Resource:
         found = self._resources.get(row_id)

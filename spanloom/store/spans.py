@@ -1,6 +1,7 @@
 """A span's part of its row: everything that has no column, as an OTLP Span message."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from opentelemetry.proto.trace.v1 import trace_pb2
 
@@ -8,6 +9,9 @@ from spanloom.model import Attributes, Resource, Scope, Span, SpanKind, Status, 
 from spanloom.otlp.decode import read_events, read_links
 from spanloom.otlp.encode import write_span_details
 from spanloom.otlp.values import INT64_MAX, read_attributes
+
+SpanRow: TypeAlias = tuple[bytes, bytes | None, str, int, int, int, int, int, int, bytes]
+"""A row of `trace_spans.sql` or `one_span.sql`."""
 
 
 def capped(number: int) -> int:
@@ -28,11 +32,11 @@ def encode_details(span: Span) -> bytes:
 
 def decode_span(
     trace_id: str,
-    row: tuple[bytes, bytes | None, str, int, int, int, int, int, int, bytes],
+    row: SpanRow,
     resource: Resource,
     scope: Scope,
 ) -> Span:
-    """The span of a row of `trace_spans.sql`."""
+    """The span of a row."""
     span_id, parent, name, kind, start, end, status, _, _, details = row
     message = trace_pb2.Span.FromString(details)
     return Span(

@@ -99,6 +99,19 @@ class ContractSuite(SearchContract):
 
         assert reader.get_trace(rich.trace_id) == trace_of(rich)
 
+    def test_one_span_comes_back_alone(self, writer: Writer, reader: Reader) -> None:
+        """The same as in its trace; an id of another trace, or no id at all, is None."""
+        put(writer, span("a", 1), span("b", 2, parent=1), span("other", 3, trace=2))
+        trace = reader.get_trace(trace_id(1))
+        assert trace is not None
+
+        assert reader.get_span(trace_id(1), span_id(2)) == trace.spans[1]
+        for unknown in (span_id(3), "", "1", "x" * 16, "../logs", "ß" * 16):
+            assert reader.get_span(trace_id(1), unknown) is None
+        assert reader.get_span(trace_id(9), span_id(1)) is None
+        with pytest.raises(QueryError):
+            reader.get_span("1", span_id(1))
+
     def test_times_of_the_full_range_survive(self, writer: Writer, reader: Reader) -> None:
         """OTLP times are unsigned 64-bit; a clock may also run backwards."""
         odd = [
@@ -314,6 +327,7 @@ class ContractSuite(SearchContract):
             writer.submit(Batch())
         for call in (
             lambda: reader.get_trace(trace_id(1)),
+            lambda: reader.get_span(trace_id(1), span_id(1)),
             lambda: reader.find_traces(TraceQuery()),
             lambda: reader.find_summaries(TraceQuery()),
             lambda: reader.trace_logs(trace_id(1)),
