@@ -23,7 +23,8 @@ from spanloom.model import (
     TreeNode,
     Usage,
 )
-from spanloom.server.text import cost, duration
+from spanloom.server.jaeger_json import plain_value
+from spanloom.server.text import cost, duration, severity_name
 
 BAR_CELLS = 20
 _DEEPEST = 30
@@ -33,7 +34,7 @@ _INDENT_SHARE = 9
 _VALUE_LIMIT = 2_000
 _NARROWEST_NAME = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_FATAL, _ERROR, _WARN, _INFO, _DEBUG = 21, 17, 13, 9, 5  # severity_number, logs data model
+_ERROR, _WARN = 17, 13  # severity_number, logs data model
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,38 +252,11 @@ def _log_time(record: LogEvent) -> int:
     return record.timestamp_ns
 
 
-def severity_name(number: int) -> str:
-    """The range a severity number lies in (logs data model)."""
-    for lowest, name in (
-        (_FATAL, "FATAL"),
-        (_ERROR, "ERROR"),
-        (_WARN, "WARN"),
-        (_INFO, "INFO"),
-        (_DEBUG, "DEBUG"),
-        (1, "TRACE"),
-    ):
-        if number >= lowest:
-            return name
-    return ""
-
-
 def value_text(value: AttributeValue) -> str:
     """An attribute's value on one safe line: text as it is, everything else as JSON."""
     if isinstance(value, str):
         return clean(value)
-    return clean(to_json(_jsonable(value)))
-
-
-def _jsonable(value: AttributeValue) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124
-        return str(value)
-    if isinstance(value, tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return value
+    return clean(to_json(plain_value(value)))
 
 
 def _shorten(text: str) -> str:

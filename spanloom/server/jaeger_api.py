@@ -11,7 +11,6 @@ no service name, and without `start` and `lookback` it looks at everything that 
 """
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.datastructures import QueryParams
@@ -25,12 +24,11 @@ from spanloom.model import SpanKind, Trace, TraceQuery
 from spanloom.server import query_params
 from spanloom.server.jaeger_json import trace_json
 from spanloom.server.responses import (
-    http_status,
+    guarded,
     in_thread,
     jaeger_envelope,
     jaeger_error,
     json_response,
-    message_of,
 )
 
 DEFAULT_LIMIT: Final = 100  # Jaeger's own
@@ -38,18 +36,18 @@ _NS_PER_US: Final = 1_000
 # A span kind that is not known makes Jaeger answer with nothing rather than an error.
 _KINDS: Final = {kind.name.lower(): kind for kind in SpanKind}
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 def routes(reader: Reader) -> list[Route]:
     """The API over a store."""
     api = _JaegerApi(reader)
     return [
-        Route("/api/services", _guarded(api.services)),
-        Route("/api/services/{service:path}/operations", _guarded(api.service_operations)),
-        Route("/api/operations", _guarded(api.operations)),
-        Route("/api/traces", _guarded(api.search)),
-        Route("/api/traces/{trace_id}", _guarded(api.trace)),
+        Route("/api/services", guarded(api.services, jaeger_error)),
+        Route(
+            "/api/services/{service:path}/operations", guarded(api.service_operations, jaeger_error)
+        ),
+        Route("/api/operations", guarded(api.operations, jaeger_error)),
+        Route("/api/traces", guarded(api.search, jaeger_error)),
+        Route("/api/traces/{trace_id}", guarded(api.trace, jaeger_error)),
     ]
 
 
@@ -147,16 +145,6 @@ def _traces_response(traces: list[Trace], problems: list[dict[str, str]]) -> Res
     # Built in the reader's thread: mapping and writing 10,000 spans takes longer than reading.
     data = [trace_json(trace) for trace in traces]
     return json_response(jaeger_envelope(data, problems=problems or None))
-
-
-def _guarded(endpoint: Endpoint) -> Endpoint:
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Exception as error:  # noqa: BLE001  # the edge: every error has its answer
-            return jaeger_error(http_status(error), message_of(error))
-
-    return answer
 
 
 def _kind_name(kind: SpanKind) -> str:

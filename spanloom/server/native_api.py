@@ -13,7 +13,6 @@
 64-bit numbers are text, as in OTLP JSON. Errors are `{"error": sentence}`.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.datastructures import QueryParams
@@ -26,10 +25,10 @@ from spanloom.model import MetricQuery, TraceQuery, TraceSummary
 from spanloom.otlp import logs_to_json, metrics_to_json, traces_to_json
 from spanloom.server import query_params
 from spanloom.server.responses import (
-    http_status,
+    Endpoint,
+    guarded,
     in_thread,
     json_response,
-    message_of,
     native_error,
 )
 
@@ -37,8 +36,6 @@ DEFAULT_TRACES: Final = 20
 DEFAULT_LOGS: Final = 10_000
 DEFAULT_POINTS: Final = 1_000
 MAX_POINTS: Final = 100_000
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def routes(reader: Reader) -> list[Route]:
@@ -54,7 +51,10 @@ def routes(reader: Reader) -> list[Route]:
         ("/metrics", api.metric_names),
         ("/metrics/{name:path}", api.metric),
     ]
-    return [Route(f"/api/spanloom{path}", _guarded(endpoint)) for path, endpoint in endpoints]
+    return [
+        Route(f"/api/spanloom{path}", guarded(endpoint, native_error))
+        for path, endpoint in endpoints
+    ]
 
 
 def trace_query(params: QueryParams) -> TraceQuery:
@@ -159,16 +159,6 @@ class _NativeApi:
         )
         points = await in_thread(self._reader.metric_points, query)
         return json_response({"resourceMetrics": [], **metrics_to_json(points)})
-
-
-def _guarded(endpoint: Endpoint) -> Endpoint:
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Exception as error:  # noqa: BLE001  # the edge: every error has its answer
-            return native_error(http_status(error), message_of(error))
-
-    return answer
 
 
 def _optional(params: QueryParams, name: str) -> int | None:

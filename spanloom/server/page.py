@@ -11,7 +11,6 @@ Rendered by Jinja2 with autoescape; whatever comes from telemetry is text, never
 
 import re
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from spanloom.contract import Reader
 from spanloom.errors import QueryError
 from spanloom.model import TraceQuery, TraceSummary
 from spanloom.server import query_params, text
-from spanloom.server.responses import dumps, http_status, in_thread, message_of
+from spanloom.server.responses import dumps, guarded, in_thread
 from spanloom.server.waterfall import colours, stray_count, trace_view
 
 LOOKBACKS: Final = (
@@ -47,17 +46,15 @@ MAX_LOG_LINES: Final = 5_000
 _WEB: Final = Path(__file__).parent / "web"
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 
 def routes(reader: Reader, otlp_http_url: str) -> list[BaseRoute]:
     """The page over a store; `otlp_http_url` is shown to who has no traces yet."""
     page = _Page(reader, otlp_http_url)
     return [
-        Route("/", page.guarded(page.traces)),
-        Route("/search", page.guarded(page.search)),
-        Route("/trace", page.guarded(page.jump)),
-        Route("/trace/{trace_id}", page.guarded(page.trace)),
+        Route("/", guarded(page.traces, page.error)),
+        Route("/search", guarded(page.search, page.error)),
+        Route("/trace", guarded(page.jump, page.error)),
+        Route("/trace/{trace_id}", guarded(page.trace, page.error)),
         Mount("/static", StaticFiles(directory=_WEB / "static")),
     ]
 
@@ -91,15 +88,8 @@ class _Page:
         self._otlp_http_url = otlp_http_url
         self._templates = _environment()
 
-    def guarded(self, endpoint: Endpoint) -> Endpoint:
-        async def answer(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except Exception as error:  # noqa: BLE001  # the edge: every error has its page
-                status = http_status(error)
-                return self._render("error.html", status, code=status, message=message_of(error))
-
-        return answer
+    def error(self, status: int, message: str) -> Response:
+        return self._render("error.html", status, code=status, message=message)
 
     def _render(self, template: str, status: int = 200, **context: Any) -> Response:
         body = self._templates.get_template(template).render(context)

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, ParamSpec, TypeVar
 
 import orjson
+from starlette.requests import Request
 from starlette.responses import Response
 
 from spanloom import errors
@@ -77,6 +78,21 @@ def message_of(error: Exception) -> str:
         return str(error)
     _log.error("unexpected error while answering a request", exc_info=error)
     return "Internal error; the server's log has the details."
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(endpoint: Endpoint, answer_error: Callable[[int, str], Response]) -> Endpoint:
+    """The endpoint, with every error that leaves it told by `answer_error(status, message)`."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:  # noqa: BLE001  # the edge: every error has its answer
+            return answer_error(http_status(error), message_of(error))
+
+    return answer
 
 
 def jaeger_envelope(

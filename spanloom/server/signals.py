@@ -7,22 +7,19 @@ gRPC bytes ┘   (thread if big)  (waits)                   └─ safe: acknowl
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
-    ExportLogsPartialSuccess,
     ExportLogsServiceResponse,
 )
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsPartialSuccess,
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTracePartialSuccess,
     ExportTraceServiceResponse,
 )
 
@@ -49,25 +46,15 @@ class Signal:
     """The answer for (rejected, message); (0, "") leaves partial_success unset."""
 
 
-def _traces_response(rejected: int, message: str) -> Message:
-    if not rejected and not message:
-        return ExportTraceServiceResponse()
-    partial = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
-    return ExportTraceServiceResponse(partial_success=partial)
+def _responder(response: type[Message], rejected_field: str) -> Callable[[int, str], Message]:
+    def respond(rejected: int, message: str) -> Message:
+        made: Any = response()
+        if rejected or message:
+            setattr(made.partial_success, rejected_field, rejected)
+            made.partial_success.error_message = message
+        return made  # type: ignore[no-any-return]
 
-
-def _logs_response(rejected: int, message: str) -> Message:
-    if not rejected and not message:
-        return ExportLogsServiceResponse()
-    partial = ExportLogsPartialSuccess(rejected_log_records=rejected, error_message=message)
-    return ExportLogsServiceResponse(partial_success=partial)
-
-
-def _metrics_response(rejected: int, message: str) -> Message:
-    if not rejected and not message:
-        return ExportMetricsServiceResponse()
-    partial = ExportMetricsPartialSuccess(rejected_data_points=rejected, error_message=message)
-    return ExportMetricsServiceResponse(partial_success=partial)
+    return respond
 
 
 _PACKAGE: Final = "opentelemetry.proto.collector"
@@ -78,7 +65,7 @@ TRACES: Final = Signal(
     f"{_PACKAGE}.trace.v1.TraceService",
     decode_traces,
     lambda items: Batch(spans=items),
-    _traces_response,
+    _responder(ExportTraceServiceResponse, "rejected_spans"),
 )
 LOGS: Final = Signal(
     "logs",
@@ -86,7 +73,7 @@ LOGS: Final = Signal(
     f"{_PACKAGE}.logs.v1.LogsService",
     decode_logs,
     lambda items: Batch(logs=items),
-    _logs_response,
+    _responder(ExportLogsServiceResponse, "rejected_log_records"),
 )
 METRICS: Final = Signal(
     "metrics",
@@ -94,7 +81,7 @@ METRICS: Final = Signal(
     f"{_PACKAGE}.metrics.v1.MetricsService",
     decode_metrics,
     lambda items: Batch(metrics=items),
-    _metrics_response,
+    _responder(ExportMetricsServiceResponse, "rejected_data_points"),
 )
 SIGNALS: Final = (TRACES, LOGS, METRICS)
 
@@ -159,10 +146,13 @@ class Intake:
         except StoreFullError as full:
             self._monitor.rejected(signal.name, "queue_full", size)
             raise QueueFullError(str(full), full.retry_after_s) from full
-        try:
-            # A client that hangs up must not cancel a write that others are grouped with.
-            await asyncio.shield(asyncio.wrap_future(future))
-        except Exception:
+        # Counted where it is decided: the client may have hung up by then.
+        future.add_done_callback(partial(self._count, signal, size))
+        # A client that hangs up must not cancel a write that others are grouped with.
+        await asyncio.shield(asyncio.wrap_future(future))
+
+    def _count(self, signal: Signal, size: int, future: "Future[None]") -> None:
+        if future.exception() is None:
+            self._monitor.stored(signal.name, size)
+        else:
             self._monitor.rejected(signal.name, "store_failed", size)
-            raise
-        self._monitor.stored(signal.name, size)

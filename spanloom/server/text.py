@@ -79,3 +79,9 @@ def iso_time(ns: int) -> str:
 def readable_time(ns: int) -> str:
     """`2026-01-31 23:59:58` in UTC; the page's script turns it into local time."""
     return iso_time(ns)[:19].replace("T", " ") or "unknown time"
+
+
+def severity_name(number: int) -> str:
+    """The short name of an OTLP severity number (1 to 24); empty for 0, unspecified."""
+    names = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
+    return names[min((number - 1) // 4, 5)] if number > 0 else ""

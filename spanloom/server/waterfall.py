@@ -16,7 +16,7 @@ from typing import Any, Final
 from spanloom import semconv
 from spanloom.model import LogEvent, Span, Trace, TreeNode, Usage
 from spanloom.server.jaeger_json import plain_value
-from spanloom.server.text import one_line, visible
+from spanloom.server.text import one_line, severity_name, visible
 
 PALETTE_SIZE: Final = 12
 """Colours in app.css, `.c0` to `.c11`."""
@@ -179,9 +179,3 @@ def _body(event: LogEvent) -> str:
     if event.body is None:
         return event.event_name
     return json.dumps(plain_value(event.body), ensure_ascii=False)
-
-
-def severity_name(number: int) -> str:
-    """The short name of an OTLP severity number (1 to 24); empty for 0, unspecified."""
-    names = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
-    return names[min((number - 1) // 4, 5)] if number > 0 else ""

@@ -287,14 +287,15 @@ def test_a_full_queue_is_429_and_everything_acknowledged_is_there(tmp_path: Path
 
 
 async def test_a_client_that_hangs_up_does_not_cancel_the_write() -> None:
-    """Other clients' batches share the commit."""
+    """Other clients' batches share the commit; what is stored counts as stored."""
     pending: Future[None] = Future()
 
     class SlowWriter(FailingWriter):
         def submit(self, batch: Batch) -> "Future[None]":
             return pending
 
-    intake = Intake(SlowWriter(), Monitor(no_stats), LIMIT)
+    monitor = Monitor(no_stats)
+    intake = Intake(SlowWriter(), monitor, LIMIT)
     request = asyncio.create_task(intake.take(TRACES, body_of(one_span()), PROTOBUF))
     await asyncio.sleep(0.01)
     request.cancel()
@@ -302,6 +303,9 @@ async def test_a_client_that_hangs_up_does_not_cancel_the_write() -> None:
         await request
 
     assert not pending.cancelled()
+    pending.set_result(None)
+    stored = {"signal": "traces"}
+    assert monitor.registry.get_sample_value("spanloom_stored_items_total", stored) == 1
 
 
 def test_bodies_of_all_connections_together_are_bounded(tmp_path: Path) -> None:

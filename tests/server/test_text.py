@@ -47,3 +47,10 @@ def test_a_time_outside_of_the_calendar_does_not_break_the_page() -> None:
     assert text.iso_time(2**63 - 1 + 10**30) == ""
     assert text.readable_time(10**30) == "unknown time"
     assert text.readable_time(1_700_000_000_000_000_000) == "2023-11-14 22:13:20"
+
+
+def test_severity_numbers_have_names() -> None:
+    """The ranges of the logs data model."""
+    assert [text.severity_name(n) for n in (0, 1, 5, 9, 12, 13, 17, 21, 24)] == [
+        *("", "TRACE", "DEBUG", "INFO", "INFO", "WARN", "ERROR", "FATAL", "FATAL")
+    ]
