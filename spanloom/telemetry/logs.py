@@ -7,6 +7,7 @@ There is one handler, on the root logger; those that uvicorn and others put on s
 are taken off, or each line would appear twice.
 """
 
+import contextlib
 import logging
 import sys
 import time
@@ -43,6 +44,7 @@ _OUR_KEYS: Final = frozenset(
 )
 # Their INFO says what spans say better, or that something was dropped after shutdown.
 _CHATTY: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "opentelemetry")
+_ACCESS_LOGGER: Final = "uvicorn.access"
 _FIRST_ERROR_STATUS: Final = 400
 _STEP_TOKENS: Final = (
     (semconv.GEN_AI_USAGE_INPUT_TOKENS, "input_tokens"),
@@ -94,7 +96,9 @@ class LogPipeline:
         # Export threads run with instrumentation suppressed: what they log would be exported,
         # fail, be logged again, and so on.
         if provider is not None and is_instrumentation_enabled():
-            self._emit(provider, line, level, now, span)
+            # Somebody else's log processor may raise; the line on stdout has to come all the same.
+            with contextlib.suppress(Exception):
+                self._emit(provider, line, level, now, span)
         return render(line)
 
     def _emit(
@@ -145,9 +149,27 @@ def _from_record(logger: Any, name: str, event_dict: EventDict) -> EventDict:  #
     event_dict[_TIME_NS] = int(record.created * 1e9)
     event_dict.pop("color_message", None)  # uvicorn's second copy of the message
     event_dict["event"] = event_dict["event"].strip()
-    if record.name == "uvicorn.access":  # holds the query string, and what people put into it
+    if record.name == _ACCESS_LOGGER:  # and not of the shape uvicorn gives it
         event_dict["event"] = redact(event_dict["event"], MESSAGE_LIMIT)
     return event_dict
+
+
+def _access_event(record: logging.LogRecord) -> logging.LogRecord:
+    """Turn uvicorn's access line into one event with fields, so that lines group by event."""
+    if record.name == _ACCESS_LOGGER:
+        match record.args:
+            case (client, method, str(path), version, status):
+                fields = {
+                    "method": method,
+                    "path": redact(path, MESSAGE_LIMIT),  # and the query string, which may hold all
+                    "status": status,
+                    "client": client,
+                    "http_version": version,
+                }
+                return logging.makeLogRecord(
+                    {**vars(record), **fields, "msg": "http_request", "args": ()}
+                )
+    return record
 
 
 class OncePerMinute(logging.Filter):
@@ -192,7 +214,7 @@ class QuietPaths(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about one record, by uvicorn's (client, method, path, version, status)."""
-        if record.name != "uvicorn.access" or not isinstance(record.args, tuple):
+        if record.name != _ACCESS_LOGGER or not isinstance(record.args, tuple):
             return True
         match record.args:
             case (_, _, str(path), _, int(status)):
@@ -225,7 +247,7 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; a record that cannot be formatted is written as it is."""
         try:
-            line = self.format(record)
+            line = self.format(_access_event(record))
         except Exception:  # noqa: BLE001 - logging never breaks the application
             event = redact(f"{record.msg!r} {record.args!r}", MESSAGE_LIMIT)
             line = render(
@@ -300,7 +322,8 @@ def adopt_stdlib_loggers() -> None:
 def _writes_to_terminal(handler: logging.Handler) -> bool:
     if not isinstance(handler, logging.StreamHandler):
         return False
-    return handler.stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
+    terminal = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return any(handler.stream is stream for stream in terminal)
 
 
 def get_logger(name: str) -> Any:

@@ -113,6 +113,23 @@ def test_handlers_of_others_are_taken_off_stdout(script: Script) -> None:
     assert line["event"] == "GET /x?api_key=[REDACTED]"
 
 
+def test_a_log_processor_that_raises_costs_nothing(script: Script) -> None:
+    """What somebody else hung on the logger provider may break; the line is written."""
+    done = script.run(
+        "import logging\n"
+        "from spanloom.telemetry import get_logger, setup\n"
+        "telemetry = setup('svc')\n"
+        "class Broken:\n"
+        "    def __getattr__(self, name): raise RuntimeError('broken processor')\n"
+        "telemetry.logger_provider.add_log_record_processor(Broken())\n"
+        "get_logger('ours').info('one')\n"
+        "logging.getLogger('theirs').info('two')\n",
+        **QUIET,
+    )
+
+    assert [line["event"] for line in lines(done)] == ["one", "two"]
+
+
 def test_a_closed_stdout_does_not_break_the_program() -> None:
     """The reader of the pipe may leave: the program goes on and ends in order."""
     with subprocess.Popen(

@@ -109,7 +109,7 @@ def test_every_stdout_line_is_json_and_names_its_trace(
     caller: Caller, service: Service, backend: Receiver
 ) -> None:
     """Lines of structlog, of stdlib loggers, of uvicorn's access log and of steps carry the ids."""
-    service.client.get("/items/a", headers=caller.headers())
+    service.client.get("/items/a?note=n&api_key=supersecret", headers=caller.headers())
 
     def lines_of_request() -> list[dict[str, Any]]:
         return [line for line in service.lines() if line.get("trace_id") == caller]
@@ -129,6 +129,11 @@ def test_every_stdout_line_is_json_and_names_its_trace(
     assert first["level"] == "info"
     assert first["trace_flags"] == "01"
     assert "检索增强生成" in service.stdout_path.read_text(encoding="utf-8")
+    access = mine[-1]
+    assert access["event"] == "http_request"
+    assert (access["method"], access["status"]) == ("GET", 200)
+    assert access["path"] == "/items/a?note=n&api_key=[REDACTED]"
+    assert access["client"].startswith("127.0.0.1:")
     chat = next(line for line in mine if line.get("name") == "chat small")
     assert chat["event"] == "step"
     assert chat["outcome"] == "ok"
