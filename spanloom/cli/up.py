@@ -109,6 +109,7 @@ def up(
 
     With a command it starts the backend and runs the command with OTEL_EXPORTER_OTLP_ENDPOINT and
     OTEL_EXPORTER_OTLP_PROTOCOL set; it ends when the command ends, with its exit code.
+    opentelemetry-instrument sets an SDK up only where opentelemetry-distro is installed.
 
     \b
     Examples:

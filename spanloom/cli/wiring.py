@@ -107,9 +107,9 @@ def wire(
     ports = {process.name: port_in_force(process, dotenv) for process in file.processes}
     _require_free(
         [
-            ("the backend (OTLP/gRPC)", backend.otlp_grpc, "use --otlp-grpc-port"),
-            ("the backend (OTLP/HTTP)", backend.otlp_http, "use --otlp-http-port"),
-            ("the backend (query and page)", backend.query, "use --query-port"),
+            ("the backend (OTLP/gRPC)", backend.otlp_grpc, "set SPANLOOM_OTLP_GRPC_PORT"),
+            ("the backend (OTLP/HTTP)", backend.otlp_http, "set SPANLOOM_OTLP_HTTP_PORT"),
+            ("the backend (query and page)", backend.query, "set SPANLOOM_QUERY_PORT"),
             *(
                 (process.name, ports[process.name], f"set {process.port_env}")
                 for process in file.processes
@@ -139,8 +139,15 @@ def _require_free(needs: list[tuple[str, int, str]]) -> None:
         raise ConfigurationError(
             "nothing was started:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + "\nor let free ports be chosen for everything: spanloom up --ports auto"
+            + f"\nor let free ports be chosen for everything: {_automatic_ports()}"
         )
+
+
+def _automatic_ports() -> str:
+    # Who typed `make run` may not have `spanloom` on the path. make sets MAKELEVEL.
+    return (
+        'make run ARGS="--ports auto"' if "MAKELEVEL" in os.environ else "spanloom up --ports auto"
+    )
 
 
 @dataclass(frozen=True, slots=True)

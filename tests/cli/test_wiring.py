@@ -64,6 +64,7 @@ def test_every_taken_port_is_reported_at_once(
 ) -> None:
     """Who frees one port does not want to hear of the next one only then."""
     free = free_ports(3)
+    monkeypatch.delenv("MAKELEVEL", raising=False)  # `make test` sets it
     with socket.socket() as second:
         second.bind(("127.0.0.1", 0))
         second.listen()
@@ -78,12 +79,22 @@ def test_every_taken_port_is_reported_at_once(
     assert lines[0] == "nothing was started:"
     assert re.fullmatch(
         rf"  port {listener}, which the backend \(query and page\) needs, is held by "
-        r"(pid \d+ \(.*\)|another process): use --query-port",
+        r"(pid \d+ \(.*\)|another process): set SPANLOOM_QUERY_PORT",
         lines[1],
     )
     assert lines[2].startswith(f"  port {taken}, which api needs, is held by ")
     assert lines[2].endswith(": set API_PORT")
     assert lines[3:] == ["or let free ports be chosen for everything: spanloom up --ports auto"]
+
+
+def test_who_typed_make_is_told_what_to_type(
+    listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under make the command `spanloom` may not be on the path."""
+    monkeypatch.setenv("MAKELEVEL", "1")
+    free = free_ports(2)
+    with pytest.raises(ConfigurationError, match=r'make run ARGS="--ports auto"$'):
+        wire(ProcessFile(()), BackendPorts(*free, listener), {}, automatic=False)
 
 
 def test_one_port_for_two_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
