@@ -12,7 +12,9 @@ from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import (
     CarrierT,
     Getter,
@@ -22,8 +24,11 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 from opentelemetry.trace import Span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from spanloom.telemetry.baggage import BaggagePropagator
 from spanloom.telemetry.settings import Network
+from spanloom.telemetry.tracecontext import TraceContextPropagator
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -74,6 +79,21 @@ class PropagationPolicy:
         if self._loopback and (host in _LOOPBACK_NAMES or host.endswith(".localhost")):
             return True
         return host in self._names or host.endswith(self._suffixes)
+
+
+def strictly_w3c(propagator: TextMapPropagator) -> TextMapPropagator:
+    """Put our `tracecontext` and `baggage` in the place of OpenTelemetry's; others stay.
+
+    OTEL_PROPAGATORS was read when `opentelemetry` was imported: what it names is what is here.
+    """
+    if type(propagator) is TraceContextTextMapPropagator:
+        return TraceContextPropagator()
+    if type(propagator) is W3CBaggagePropagator:
+        return BaggagePropagator()
+    members = getattr(propagator, "_propagators", None)
+    if type(propagator) is CompositePropagator and members is not None:
+        return CompositePropagator([strictly_w3c(member) for member in members])
+    return propagator
 
 
 class GuardedPropagator(TextMapPropagator):

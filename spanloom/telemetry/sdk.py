@@ -23,7 +23,12 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation
-from spanloom.telemetry.propagation import GuardedPropagator, HttpxHooks, PropagationPolicy
+from spanloom.telemetry.propagation import (
+    GuardedPropagator,
+    HttpxHooks,
+    PropagationPolicy,
+    strictly_w3c,
+)
 from spanloom.telemetry.providers import create_providers
 from spanloom.telemetry.redaction import pseudonym
 from spanloom.telemetry.settings import TelemetrySettings
@@ -232,7 +237,7 @@ def _install(telemetry: Telemetry) -> None:
         endings.set_step_listener(logs.log_step)
     propagator = propagate.get_global_textmap()
     if not isinstance(propagator, GuardedPropagator):
-        propagate.set_global_textmap(GuardedPropagator(propagator))
+        propagate.set_global_textmap(GuardedPropagator(strictly_w3c(propagator)))
     if settings.enabled:
         _instrument_libraries(telemetry)
     atexit.register(telemetry.shutdown, settings.shutdown_timeout_s)

@@ -16,8 +16,13 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanContext
 
 from spanloom import semconv
+from spanloom.telemetry.baggage import MAX_RECEIVED_BAGGAGE_LENGTH
 from spanloom.telemetry.endings import leave_deadlines, mark_raised_in
 from spanloom.telemetry.settings import Network, TelemetrySettings
+from spanloom.telemetry.tracecontext import (
+    MAX_RECEIVED_TRACESTATE_LENGTH,
+    MAX_TRACEPARENT_LENGTH,
+)
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -31,8 +36,13 @@ TRUSTED_KEY: Final = "spanloom.trusted"
 _LINK_KEY: Final = "spanloom.untrusted_context"
 _SPAN_KEY: Final = "spanloom.server_span"
 
-MAX_HEADER_LENGTH: Final = {b"traceparent": 256, b"tracestate": 4_096, b"baggage": 8_192}
+MAX_HEADER_LENGTH: Final = {
+    b"traceparent": MAX_TRACEPARENT_LENGTH,
+    b"tracestate": MAX_RECEIVED_TRACESTATE_LENGTH,
+    b"baggage": MAX_RECEIVED_BAGGAGE_LENGTH,
+}
 """Longer headers are dropped unread, also those of trusted callers; in bytes, all lines added."""
+_MAX_LINKED_TRACESTATE: Final = 512  # a stranger's longer one is not worth its storage
 _W3C_HEADERS: Final = frozenset(MAX_HEADER_LENGTH)
 
 
@@ -196,13 +206,14 @@ def _without_context(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes
 
 
 def _remote_context(headers: Iterable[tuple[bytes, bytes]]) -> SpanContext | None:
-    carrier = {
-        name.decode("latin-1").lower(): value.decode("latin-1")
-        for name, value in headers
-        if name.lower() in {b"traceparent", b"tracestate"}
-    }
-    if "traceparent" not in carrier:
+    carrier: dict[str, list[str]] = {"traceparent": [], "tracestate": []}
+    for name, value in headers:
+        if (line := name.decode("latin-1").lower()) in carrier:
+            carrier[line].append(value.decode("latin-1"))
+    if not carrier["traceparent"]:
         return None
+    if sum(map(len, carrier["tracestate"])) > _MAX_LINKED_TRACESTATE:
+        del carrier["tracestate"]
     extracted = propagate.extract(carrier)
     context = trace.get_current_span(extracted).get_span_context()
     return context if context.is_valid and context.is_remote else None
