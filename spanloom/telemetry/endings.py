@@ -69,7 +69,7 @@ _HANDOFF: Final = Ending(semconv.OUTCOME_HANDOFF)
 INTERRUPTED: Final = Ending(semconv.OUTCOME_INTERRUPTED)
 _ABANDONED: Final = Ending(semconv.OUTCOME_ABANDONED_STREAM)
 _TIMEOUT: Final = Ending(semconv.OUTCOME_TIMEOUT, semconv.OUTCOME_TIMEOUT)
-_CANCELLED: Final = Ending(semconv.OUTCOME_CANCELLED, semconv.OUTCOME_CANCELLED)
+CANCELLED: Final = Ending(semconv.OUTCOME_CANCELLED, semconv.OUTCOME_CANCELLED)
 
 _deadline: Final[ContextVar["deadline | None"]] = ContextVar("spanloom_deadline", default=None)
 
@@ -152,7 +152,7 @@ def classify(exc: BaseException | None) -> Ending:
     if isinstance(exc, GeneratorExit):
         return _ABANDONED
     if isinstance(exc, CANCELLATIONS):
-        return _CANCELLED if _deadline_in_force(expired=True) is None else _TIMEOUT
+        return CANCELLED if _deadline_in_force(expired=True) is None else _TIMEOUT
     if isinstance(exc, TimeoutError) or any(
         base.__name__ in _TIMEOUT_NAMES for base in type(exc).__mro__
     ):
@@ -211,7 +211,7 @@ def apply_ending(span: Span, ending: Ending, exc: BaseException | None) -> None:
     if ending.error_type is None:
         return
     span.set_attribute(semconv.ERROR_TYPE, ending.error_type)
-    if ending is _TIMEOUT or ending is _CANCELLED:
+    if ending is _TIMEOUT or ending is CANCELLED:
         cut_by = _deadline_in_force(expired=ending is _TIMEOUT)
         if cut_by is not None:
             span.set_attribute(semconv.SPANLOOM_DEADLINE_MS, cut_by.milliseconds)

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation
+from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
     GuardedPropagator,
     HttpxHooks,
@@ -61,6 +62,8 @@ class Telemetry:
 
         Call it before the application serves its first request.
         """
+        from starlette.middleware import Middleware  # noqa: PLC0415 - needs FastAPI
+
         if getattr(app, "_spanloom_instrumented", False):
             return
         if app.middleware_stack is not None:
@@ -75,6 +78,8 @@ class Telemetry:
         policy = TrustPolicy(self.settings)
 
         def build_middleware_stack(_: Any) -> TrustMiddleware:
+            if self.settings.enabled:  # inside contrib's, outside of all that the user has added
+                app.user_middleware.insert(0, Middleware(OutcomeMiddleware))
             return TrustMiddleware(
                 build_inner(),
                 policy,
@@ -266,6 +271,8 @@ def _instrument_libraries(telemetry: Telemetry) -> None:
                 continue
             instrumentor = getattr(__import__(module, fromlist=[name]), name)()
             if not instrumentor.is_instrumented_by_opentelemetry:
+                if arguments is http:
+                    watch_transports(library)
                 instrumentor.instrument(**arguments)
             elif arguments is http:
                 _logger.warning(

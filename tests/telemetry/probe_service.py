@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from opentelemetry import trace
 
 from spanloom.telemetry import (
     current_trace_flags,
@@ -24,6 +25,7 @@ from spanloom.telemetry import (
     step,
     tool,
 )
+from spanloom.telemetry.endings import apply_ending, classify
 
 telemetry = setup("probe", service_version="1.2.3")
 app = FastAPI()
@@ -77,6 +79,42 @@ async def cut() -> dict[str, str]:
         async with deadline(0.05):
             with step("slow"):
                 await asyncio.sleep(30)
+    except TimeoutError:
+        return {"trace_id": current_trace_id()}
+    return {}
+
+
+@app.get("/status/{code}")
+async def status(code: int) -> Response:
+    return Response(status_code=code)
+
+
+@app.get("/endless")
+async def endless() -> StreamingResponse:
+    async def events() -> AsyncIterator[str]:
+        while True:
+            yield "data: more\n\n"
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@app.get("/late")
+async def late() -> None:
+    raise TimeoutError
+
+
+@app.get("/told")
+async def told() -> Response:
+    apply_ending(trace.get_current_span(), classify(TimeoutError()), None)
+    return Response(status_code=504)
+
+
+@app.get("/cut-fetch")
+async def cut_fetch(url: str) -> dict[str, str]:
+    try:
+        async with deadline(0.2), httpx2.AsyncClient(timeout=30) as client:
+            await client.get(url)
     except TimeoutError:
         return {"trace_id": current_trace_id()}
     return {}
