@@ -1,6 +1,8 @@
 """OTLP between wire and model: protobuf, JSON and message objects, lossless both ways."""
 
 from spanloom.otlp.decode import (
+    JSON,
+    PROTOBUF,
     Decoded,
     decode_logs,
     decode_metrics,
@@ -20,7 +22,9 @@ from spanloom.otlp.encode import (
 from spanloom.otlp.limits import MAX_BODY_BYTES, decompress
 
 __all__ = [
+    "JSON",
     "MAX_BODY_BYTES",
+    "PROTOBUF",
     "Decoded",
     "decode_logs",
     "decode_metrics",

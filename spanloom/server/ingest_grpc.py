@@ -4,7 +4,6 @@ Statuses follow opentelemetry-proto: INVALID_ARGUMENT is dropped by clients, UNA
 RetryInfo is sent again after the given time.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,11 +15,11 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
 from spanloom.errors import ConfigurationError, PayloadError, StoreError, StoreRejectedError
+from spanloom.otlp import PROTOBUF
 from spanloom.server.monitoring import Monitor
 from spanloom.server.responses import message_of
 from spanloom.server.signals import SIGNALS, Intake, Signal
 
-_PROTOBUF: Final = "application/x-protobuf"
 _RETRY_AFTER_UNKNOWN_S: Final = 5.0
 
 Handler = Callable[[bytes, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[bytes]]
@@ -64,9 +63,11 @@ def bind(made: "grpc.aio.Server", host: str, port: int) -> int:
 def _handler(signal: Signal, intake: Intake, monitor: Monitor) -> Handler:
     async def export(request: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         try:
-            answer: Message = await intake.take(signal, request, _PROTOBUF)
-        except asyncio.CancelledError:
-            raise
+            intake.held.add(len(request))
+            try:
+                answer: Message = await intake.take(signal, request, PROTOBUF)
+            finally:
+                intake.held.remove(len(request))
         except Exception as error:  # noqa: BLE001  # the edge: every error has its status
             code, details = status_of(error)
             monitor.refused(signal.name, code.name)

@@ -26,20 +26,17 @@ from spanloom.errors import (
     StoreFullError,
     UnsupportedEncodingError,
 )
+from spanloom.otlp import JSON, PROTOBUF
 from spanloom.server.monitoring import Monitor
 from spanloom.server.responses import http_status, message_of
 from spanloom.server.signals import SIGNALS, Intake, QueueFullError, Signal
 
-PROTOBUF: Final = "application/x-protobuf"
-JSON: Final = "application/json"
 _RETRY_AFTER_UNKNOWN_S: Final = 5.0
 _UNREAD: Final = frozenset({413, 415, 429})
 _CLIENT_GONE: Final = 499
 _DRAINED: Final = 2
 """A body that is too large is read and dropped up to this many times the limit: a client that
 is cut off while it still sends would see a reset connection instead of the answer."""
-_HELD: Final = 4
-"""Bodies of all connections together, as a multiple of the limit of one (4 × 64 MiB)."""
 _RETRYABLE: Final = frozenset({429, 503})
 
 # google.rpc.Code for the HTTP statuses used here
@@ -61,7 +58,6 @@ class _Receiver:
         self._intake = intake
         self._monitor = monitor
         self._limit = max_body_bytes
-        self._held = 0  # bytes of all bodies being read or stored
 
     def endpoint(self, signal: Signal) -> Callable[[Request], Awaitable[Response]]:
         async def export(request: Request) -> Response:
@@ -90,7 +86,7 @@ class _Receiver:
             await self._read(request, received)
             yield bytes(received)
         finally:
-            self._held -= len(received)
+            self._intake.held.remove(len(received))
 
     async def _read(self, request: Request, into: bytearray) -> None:
         declared = request.headers.get("content-length", "")
@@ -103,10 +99,8 @@ class _Receiver:
                 if seen > _DRAINED * self._limit:
                     break
                 continue
-            if self._held + len(chunk) > _HELD * self._limit:
-                raise QueueFullError("Too many large requests at once; send again in a moment.")
+            self._intake.held.add(len(chunk))
             into += chunk
-            self._held += len(chunk)
         if too_large:
             raise PayloadTooLargeError(
                 f"The body is over {self._limit} bytes; send smaller batches "

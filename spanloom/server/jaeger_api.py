@@ -32,6 +32,9 @@ from spanloom.server.responses import (
 )
 
 DEFAULT_LIMIT: Final = 100  # Jaeger's own
+MAX_LIMIT: Final = 1_500
+"""As many as the Jaeger UI offers: whole traces are in memory at once, 1,500 of 40 spans with
+their JSON some 600 MB."""
 _NS_PER_US: Final = 1_000
 # A span kind that is not known makes Jaeger answer with nothing rather than an error.
 _KINDS: Final = {kind.name.lower(): kind for kind in SpanKind}
@@ -75,7 +78,7 @@ def trace_query(params: QueryParams, now_ns: int) -> TraceQuery:
         end_ns=end_ns,
         min_duration_ns=min_ns,
         max_duration_ns=max_ns,
-        limit=query_params.integer(limit, "limit", minimum=1, maximum=query_params.MAX_LIMIT)
+        limit=query_params.integer(limit, "limit", minimum=1, maximum=MAX_LIMIT)
         if limit
         else DEFAULT_LIMIT,
     )

@@ -31,6 +31,8 @@ from spanloom.server.monitoring import Monitor
 OFF_LOOP_BYTES: Final = 256 * 1024
 """Bodies over this are decoded in a thread: 256 kB take some 20 ms, during which nobody else
 would be answered."""
+_HELD: Final = 4
+"""Bodies of all connections together, as a multiple of the limit of one (4 × 64 MiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,24 @@ class QueueFullError(StoreFullError):
     """The write queue is full, as against the disk: it will have room in a moment."""
 
 
+class HeldBytes:
+    """Bodies of all requests that are being read or stored, both transports together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    def add(self, size: int) -> None:
+        """Hold so many bytes more; raises QueueFullError where there is no room for them."""
+        if self._held + size > self._limit:
+            raise QueueFullError("Too many large requests at once; send again in a moment.")
+        self._held += size
+
+    def remove(self, size: int) -> None:
+        """What `add` took, once the request is answered."""
+        self._held -= size
+
+
 class Intake:
     """Decodes requests and hands them to the writer. Close it after the last request."""
 
@@ -97,6 +117,7 @@ class Intake:
         self._writer = writer
         self._monitor = monitor
         self._limit = max_body_bytes
+        self.held = HeldBytes(_HELD * max_body_bytes)
         # Threads of its own, so that slow queries never hold up ingest; two, so that no more
         # than two unfolded bodies are in memory at a time.
         self._decoders = ThreadPoolExecutor(2, "spanloom-decode")

@@ -1,6 +1,8 @@
 """OTLP over gRPC, against a real server on a real port."""
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from spanloom.contract import Batch
 from spanloom.errors import StoreFullError, StoreRejectedError
 from spanloom.otlp import logs_to_message, traces_to_message
+from spanloom.server import ingest_grpc
 from spanloom.server.ingest_grpc import status_of
+from spanloom.server.monitoring import Monitor
+from spanloom.server.signals import Intake
+from spanloom.store import StoreStats
 from tests.server.agent_trace import Builder, agent_trace
 from tests.server.running import WAIT_S, Client, running
 
@@ -102,6 +109,56 @@ def test_a_gzip_bomb_is_refused(small: Client) -> None:
         export(small, bytes(20_000_000), compression=grpc.Compression.Gzip)
 
     assert grpc.StatusCode.RESOURCE_EXHAUSTED is refused.value.code()
+
+
+async def test_messages_of_all_callers_together_are_bounded() -> None:
+    """Four full messages may wait to be stored; the next caller is told to come again."""
+    body = traces_to_message(agent_trace(TRACE_ID).spans).SerializeToString()
+    writer = BlockedWriter()
+    monitor = Monitor(no_stats)
+    intake = Intake(writer, monitor, len(body))
+    grpc_server = ingest_grpc.server(intake, monitor, len(body))
+    port = ingest_grpc.bind(grpc_server, "127.0.0.1", 0)
+    await grpc_server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+        def call() -> "asyncio.Future[bytes]":
+            return asyncio.ensure_future(channel.unary_unary(TRACES)(body, timeout=WAIT_S))
+
+        waiting = [call() for _ in range(4)]
+        taken = [await writer.submitted.get() for _ in waiting]
+        with pytest.raises(grpc.aio.AioRpcError, match="Too many large requests") as refused:
+            await call()
+        for future in taken:
+            future.set_result(None)
+        answers = await asyncio.gather(*waiting)
+        later = call()  # there is room again
+        (await writer.submitted.get()).set_result(None)
+        answers.append(await later)
+    await grpc_server.stop(None)
+    intake.close()
+
+    assert answers == [b""] * 5
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+class BlockedWriter:
+    """Takes every batch and stores none until the test says so."""
+
+    def __init__(self) -> None:
+        self.submitted: asyncio.Queue[Future[None]] = asyncio.Queue()
+
+    def submit(self, batch: Batch) -> "Future[None]":
+        future: Future[None] = Future()
+        self.submitted.put_nowait(future)
+        return future
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def no_stats() -> StoreStats:
+    raise AssertionError("nobody asks")
 
 
 def test_a_full_store_is_unavailable_with_the_time_to_come_again() -> None:

@@ -217,6 +217,7 @@ def test_ids_that_are_not_there_are_reported_beside_those_that_are(filled: Clien
         ("/api/traces/nonsense", 400, "trace id"),
         ("/api/traces?limit=0", 400, "limit"),
         ("/api/traces?limit=many", 400, "limit"),
+        ("/api/traces?limit=1501", 400, "limit must lie between 1 and 1500"),
         ("/api/traces?start=yesterday", 400, "start"),
         ("/api/traces?start=2&end=1", 400, "start"),
         ("/api/traces?minDuration=5", 400, "minDuration"),
