@@ -6,7 +6,8 @@ leaves `agent_*` out of its Prometheus pipeline: no series exists twice). Nothin
 
 Several worker processes: set PROMETHEUS_MULTIPROC_DIR to an empty folder before the first of them
 starts. prometheus_client reads it while it is imported, so setting it later has no effect.
-`render()` then sums over the workers; gauges count living ones only.
+`render()` then sums over the workers, dead ones included; gauges count living ones only, and
+exemplars are those of all workers (`spanloom.telemetry.workers`).
 """
 
 import contextlib
@@ -15,16 +16,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import prometheus_client
 from opentelemetry import trace
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client import Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from spanloom import semconv
 from spanloom.telemetry import genai_metrics
+
+if TYPE_CHECKING:
+    from spanloom.telemetry.workers import SharedMetrics
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ MAX_LABEL_VALUES: Final = 100
 _MAX_LABEL_LENGTH: Final = 128
 
 
-def _multiprocess_dir() -> str | None:
+def _shared_metrics() -> "SharedMetrics | None":
     """Where worker processes share their numbers; created here, as prometheus_client does not."""
     path = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if not path:
@@ -48,10 +51,18 @@ def _multiprocess_dir() -> str | None:
         values.ValueClass = values.MutexValue
         _logger.warning("PROMETHEUS_MULTIPROC_DIR %s cannot be used: metrics stay per worker", path)
         return None
-    return path
+    if values.ValueClass is values.MutexValue:
+        _logger.warning("PROMETHEUS_MULTIPROC_DIR was set too late: metrics stay per worker")
+        return None
+    # Needs file locks, which Windows has not; a single process needs none of it.
+    from spanloom.telemetry.workers import SharedMetrics  # noqa: PLC0415
+
+    shared = SharedMetrics(Path(path))
+    shared.join()
+    return shared
 
 
-_shared_dir: Final = _multiprocess_dir()
+_shared: Final = _shared_metrics()
 
 _requests: Final = Counter(semconv.PROM_REQUESTS, "Requests answered.", ["status", "endpoint"])
 _latency: Final = Histogram(
@@ -62,6 +73,8 @@ _tokens: Final = Counter(semconv.PROM_TOKENS, "Tokens of LLM calls.", ["model", 
 _active: Final = Gauge(
     semconv.PROM_ACTIVE_REQUESTS, "Requests in progress.", multiprocess_mode="livesum"
 )
+if _shared is not None:
+    _active.set(0)  # a killed worker may have had this process id, and its file
 
 
 class _Labels:
@@ -268,38 +281,15 @@ def render(accept: str) -> tuple[bytes, str]:
     """All metrics in the format an `Accept` header asks for: body, content type.
 
     Exemplars exist in OpenMetrics (`application/openmetrics-text`) only. With worker processes
-    their counters and histograms are added up.
+    their counters and histograms are added up. OSError if their folder cannot be read.
     """
-    if _shared_dir is None:
-        registry = prometheus_client.REGISTRY
-    else:
-        _forget_dead_workers(_shared_dir)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=_shared_dir)  # type: ignore[no-untyped-call]
+    registry = prometheus_client.REGISTRY if _shared is None else _shared.registry()
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
 
-def _forget_dead_workers(path: str) -> None:
-    """A worker that was killed leaves its gauge behind; its counters stay, as they must."""
-    for file in Path(path).glob("gauge_live*_*.db"):
-        pid = file.stem.rpartition("_")[2]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            mark_process_dead(int(pid), path)  # type: ignore[no-untyped-call]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def mark_this_process_dead() -> None:
     """Take this worker's gauges out of the sum; called at exit."""
-    if _shared_dir is not None:
+    if _shared is not None:
         with _never_raises():
-            mark_process_dead(os.getpid(), _shared_dir)  # type: ignore[no-untyped-call]
+            _shared.leave()
