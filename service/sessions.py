@@ -45,37 +45,49 @@ def pseudonym(user_id: str) -> str:
     return hashlib.sha256(user_id.encode()).hexdigest()[:16]
 
 
+class _Queue:
+    """Those of one process who have or want a conversation; only the first polls its file."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.people = 0
+
+
 class Sessions:
     """The open session memory of one process. Made by `open_sessions`."""
 
     def __init__(self, checkpointer: AsyncSqliteSaver, locks: Path) -> None:
         self.checkpointer = checkpointer
         self._locks = locks
-        # Waiters of one process queue here, in order; only the first polls the file.
-        self._local: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._queues: WeakValueDictionary[str, _Queue] = WeakValueDictionary()
 
     @asynccontextmanager
     async def turn(self, thread: str) -> AsyncIterator[None]:
         """Hold the conversation for one run; wait, under a span, while another run has it."""
-        local = self._local.setdefault(thread, asyncio.Lock())
+        queue = self._queues.setdefault(thread, _Queue())
         path = self._locks / f"{thread}.lock"
-        # A free lock is taken without suspending, so nobody gets in between.
-        lock = None if local.locked() else _try_lock(path)
-        if lock is None:
-            with step("session_wait"):
-                await local.acquire()
-                try:
-                    lock = await _poll_lock(path)
-                except BaseException:
-                    local.release()
-                    raise
-        else:
-            await local.acquire()
+        # asyncio's lock is free for a moment between one holder and the waiter it wakes; whoever
+        # took the file then would wait for the queue while the waiter polls for the file.
+        lock = None if queue.people else _try_lock(path)
+        queue.people += 1
         try:
-            yield
+            if lock is None:
+                with step("session_wait"):
+                    await queue.turn.acquire()
+                    try:
+                        lock = await _poll_lock(path)
+                    except BaseException:
+                        queue.turn.release()
+                        raise
+            else:
+                await queue.turn.acquire()  # free, so it does not suspend
+            try:
+                yield
+            finally:
+                _unlock(path, lock)
+                queue.turn.release()
         finally:
-            _unlock(path, lock)
-            local.release()
+            queue.people -= 1
 
     async def forget_older_checkpoints(self, thread: str) -> None:
         """Keep only the newest checkpoint of a conversation, the one the next turn reads."""

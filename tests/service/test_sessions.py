@@ -169,6 +169,30 @@ async def test_a_waiter_that_gives_up_leaves_the_queue(tmp_path: Path) -> None:
         await asyncio.wait_for(waiting[2], 20)
 
 
+async def test_a_turn_that_begins_as_another_ends_waits_behind_those_who_wait(
+    tmp_path: Path,
+) -> None:
+    """Between the end of one turn and the waking of the next in line nobody may push in.
+
+    The one would hold the file and the other the queue, each waiting for the other.
+    """
+    order: list[str] = []
+    async with open_sessions(settings_for(tmp_path)) as sessions:
+
+        async def wait() -> None:
+            async with sessions.turn("thread"):
+                order.append("waiter")
+
+        async with sessions.turn("thread"):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(20), sessions.turn("thread"):
+            order.append("late")
+        await asyncio.wait_for(waiting, 20)
+
+    assert order == ["waiter", "late"]
+
+
 def test_the_database_is_where_the_settings_say(tmp_path: Path) -> None:
     """The data folder by default, a SQLite address if given."""
     assert session_file(settings_for(tmp_path)) == tmp_path / "sessions.sqlite"
