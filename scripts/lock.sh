@@ -10,7 +10,7 @@ fi
 compile() {
   uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
     --no-header --no-annotate --no-emit-index-url --group setup \
-    --extra server --extra service --extra tokens "$@" pyproject.toml
+    --extra server --extra service --extra cost --extra tokens "$@" pyproject.toml
 }
 compile ${UPGRADE:+--upgrade} -o requirements.lock
 compile --extra dev -c requirements.lock -o requirements-dev.lock
