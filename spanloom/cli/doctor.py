@@ -148,7 +148,8 @@ def _backend(url: str) -> Check:
             trust_env=not is_loopback(split.hostname or ""),
         )
         document = response.json()
-        status, uptime = document["status"], float(document["uptime_seconds"])
+        status = document["status"]
+        uptime = float(document["uptime_seconds"]) if status == "ok" else 0.0
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return Check(name, False, f"no answer ({error})", _start_advice())
     except (ValueError, KeyError, TypeError):
@@ -160,14 +161,10 @@ def _backend(url: str) -> Check:
             f"something answers that is not a Spanloom server{by}",
             "stop it, or start the backend with another --query-port and set SPANLOOM_URL",
         )
-    ok = status == "ok"
+    if status != "ok":
+        return Check(name, False, f"{status}: {document.get('error')}", "its log may say more")
     detail = f"version {document.get('version')}, up for {duration(round(uptime * 1e9))}"
-    return Check(
-        name,
-        ok,
-        detail if ok else f"{detail}, status {status}",
-        "" if ok else "its /health and its log say what is wrong",
-    )
+    return Check(name, True, detail)
 
 
 def _start_advice() -> str:

@@ -1,20 +1,28 @@
+import asyncio
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 
 from spanloom import semconv
 from spanloom.cli.listeners import free_ports, is_taken
 from spanloom.cli.main import main
+from spanloom.errors import StoreUnavailableError
 from spanloom.model import LogEvent, Resource, Span, Status, StatusCode
+from spanloom.server import monitoring
+from spanloom.server.listening import HttpServer, listen
+from spanloom.server.monitoring import Monitor
+from spanloom.store import StoreStats
 from tests.live_server import LiveServer, live_server
 
 MS = 1_000_000
@@ -351,3 +359,25 @@ def test_doctor_recognises_a_stranger_on_the_port(
     check = next(c for c in json.loads(out)["checks"] if c["name"].startswith("backend"))
     assert code == 1
     assert "not a Spanloom server" in check["detail"]
+
+
+def test_doctor_passes_on_what_an_ailing_backend_says(spanloom: Run) -> None:
+    """A server whose store fails is not taken for a stranger's."""
+
+    def stats() -> StoreStats:
+        raise StoreUnavailableError("the disk is gone")
+
+    with listen("127.0.0.1", 0, "the test", "none") as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = HttpServer(Starlette(routes=monitoring.routes(Monitor(stats))), listener)
+        thread = threading.Thread(target=lambda: asyncio.run(server.run_until_stopped()))
+        thread.start()
+        try:
+            code, out, _ = spanloom("doctor", "--url", url, "--otlp-endpoint", url, "--json")
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    check = next(c for c in json.loads(out)["checks"] if c["name"].startswith("backend"))
+    assert code == 1
+    assert check["detail"] == "unavailable: the disk is gone"
