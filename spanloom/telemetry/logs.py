@@ -75,7 +75,9 @@ class LogPipeline:
         now = event_dict.pop(_TIME_NS, None) or time.time_ns()
         exc = describe_exception(event_dict)
         context = span.get_span_context()
-        if exc is not None and not context.is_valid:
+        if exc is not None and not span.is_recording():
+            # Outside of any span, or in what an earlier request has left: a server logs what its
+            # application raised in the context of the connection.
             context = endings.raised_in(exc) or context
             span = trace.NonRecordingSpan(context)
         level = str(event_dict.get("level", "info"))

@@ -113,6 +113,29 @@ def test_handlers_of_others_are_taken_off_stdout(script: Script) -> None:
     assert line["event"] == "GET /x?api_key=[REDACTED]"
 
 
+def test_an_exception_is_logged_with_the_span_it_was_raised_in(script: Script) -> None:
+    """Also where the span of an earlier request is current still, ended: uvicorn's connections."""
+    done = script.run(
+        "import logging\n"
+        "from opentelemetry import trace\n"
+        "from spanloom.telemetry import current_trace_id, setup, step\n"
+        "setup('svc')\n"
+        "with step('earlier') as earlier: pass\n"
+        "try:\n"
+        "    with step('failing'):\n"
+        "        failing = current_trace_id()\n"
+        "        raise ValueError('no')\n"
+        "except ValueError:\n"
+        "    with trace.use_span(earlier): logging.getLogger('server').exception('failed')\n"
+        "logging.getLogger('server').info(failing)\n",
+        SPANLOOM_LOG_STEPS="off",
+        **QUIET,
+    )
+
+    failed, said = lines(done)
+    assert failed["trace_id"] == said["event"]
+
+
 def test_a_log_processor_that_raises_costs_nothing(script: Script) -> None:
     """What somebody else hung on the logger provider may break; the line is written."""
     done = script.run(
