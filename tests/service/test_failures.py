@@ -159,6 +159,7 @@ async def test_a_cut_run_says_so_on_every_span_it_cut(
         "invoke_workflow agent",
         "invoke_node generate",
         "chat test-small",
+        "POST",
     }
 
 
