@@ -154,7 +154,7 @@ class TrustMiddleware:
         try:
             trusted = self._policy.trusts(scope)
             scope[TRUSTED_KEY] = trusted
-            headers: list[tuple[bytes, bytes]] = _without_long_context(scope["headers"])
+            headers: list[tuple[bytes, bytes]] = _without_long_context(_decodable(scope["headers"]))
             if not trusted:
                 remote = _remote_context(headers)
                 if remote is not None:
@@ -183,6 +183,28 @@ def on_server_span(span: Span, scope: Scope) -> None:
     remote = scope.get(_LINK_KEY)
     if isinstance(remote, SpanContext):
         span.add_link(remote, {semconv.SPANLOOM_LINK_KIND: semconv.LINK_UNTRUSTED_CALLER})
+
+
+def _decodable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    r"""Rewrite the values on which contrib's middleware would raise, so that a 500 is answered.
+
+    It reads bytes that are no UTF-8 as a Python literal: `\xff\x` is an error there, and the
+    letters `\n` after a `\xff` become a line break. The same text in UTF-8 is read as it is.
+    """
+    return [
+        (name, value if _is_read_as_it_is(value) else value.decode("latin-1").encode())
+        for name, value in headers
+    ]
+
+
+def _is_read_as_it_is(value: bytes) -> bool:
+    if value.isascii() or b"\\" not in value:
+        return True
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_long_context(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

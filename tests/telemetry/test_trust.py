@@ -2,10 +2,18 @@ import ipaddress
 from typing import Any
 
 import pytest
+from opentelemetry import propagate
+from opentelemetry.instrumentation.asgi import asgi_getter
 
 from spanloom.telemetry import is_trusted
+from spanloom.telemetry.propagation import strictly_w3c
 from spanloom.telemetry.settings import TelemetrySettings
-from spanloom.telemetry.trust import MAX_HEADER_LENGTH, TrustMiddleware, TrustPolicy
+from spanloom.telemetry.trust import (
+    _LINK_KEY,
+    MAX_HEADER_LENGTH,
+    TrustMiddleware,
+    TrustPolicy,
+)
 
 PARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -120,6 +128,40 @@ async def test_trusted_callers_keep_their_context() -> None:
 
     assert seen["headers"] == list(CONTEXT)
     assert is_trusted(seen)
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ([b"foo@=1", b"0=2"], "foo@=1,0=2"),
+        ([b"a=" + b"v" * 256, b"b=" + b"v" * 256], ""),  # more than is worth its storage
+        ([b"@=1"], ""),
+    ],
+)
+async def test_a_strangers_state_is_kept_with_its_link(lines: list[bytes], state: str) -> None:
+    """All lines of it, unless they are long."""
+    headers = [(b"Traceparent", PARENT), *((b"tracestate", line) for line in lines)]
+    propagator = propagate.get_global_textmap()
+    propagate.set_global_textmap(strictly_w3c(propagator))
+    try:
+        seen = await pass_through(scope(("8.8.8.8", 1), *headers), policy())
+    finally:
+        propagate.set_global_textmap(propagator)
+
+    assert seen[_LINK_KEY].trace_state.to_header() == state
+    assert seen["headers"] == []
+
+
+async def test_what_contrib_cannot_decode_is_rewritten_and_the_rest_is_not() -> None:
+    """Its getter raises on such a value, whoever sent it, and turns others into control codes."""
+    kept = [(b"a", b"\xff"), (b"b", "租户\\x".encode()), (b"c", b"\\x"), (b"d", b"")]
+    broken = [(b"user-agent", b"\xff\\x"), (b"host", b"\xff\\n")]
+    for peer in ("127.0.0.1", "8.8.8.8"):
+        seen = await pass_through(scope((peer, 1), *kept, *broken), policy())
+
+        assert seen["headers"][: len(kept)] == kept
+        assert asgi_getter.get(seen, "user-agent") == ["\xff\\x"]
+        assert asgi_getter.get(seen, "host") == ["\xff\\n"]
 
 
 @pytest.mark.parametrize("name", sorted(MAX_HEADER_LENGTH))
