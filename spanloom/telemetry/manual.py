@@ -16,9 +16,9 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
-from spanloom.telemetry import endings, metrics
+from spanloom.telemetry import endings, metrics, pricing
 from spanloom.telemetry.operation import Operation, use_tracer_provider
-from spanloom.telemetry.usage import UsageScope, add_usage
+from spanloom.telemetry.usage import UsageScope, settle
 
 __all__ = [
     "Embeddings",
@@ -49,6 +49,7 @@ class LLMCall(Operation):
 
     __slots__ = (
         "_chunks",
+        "_estimated",
         "_finish_reasons",
         "_first_chunk",
         "_model",
@@ -89,6 +90,13 @@ class LLMCall(Operation):
         self._first_chunk: float | None = None
         self._chunks = 0
         self._usage: dict[str, int | None] = {}
+        self._estimated = False
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.span.is_recording():
+            pricing.warm()
+        return self
 
     def usage(
         self,
@@ -115,6 +123,7 @@ class LLMCall(Operation):
         for key, value in self._usage.items():
             if value is not None:
                 self.span.set_attribute(key, value)
+        self._estimated = estimated
         if estimated:
             self.span.set_attribute(semconv.SPANLOOM_USAGE_ESTIMATED, True)
 
@@ -150,8 +159,21 @@ class LLMCall(Operation):
         usage = self._usage.get
         input_tokens = usage(semconv.GEN_AI_USAGE_INPUT_TOKENS)
         output_tokens = usage(semconv.GEN_AI_USAGE_OUTPUT_TOKENS)
-        add_usage(input_tokens, output_tokens)
+        cache_read = usage(semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS)
+        cache_write = usage(semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS)
         address, port = self._server
+        settle(
+            self.span,
+            ending,
+            provider=self._provider,
+            model=self._response_model or self._model,
+            server_address=address if isinstance(address, str) else None,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cache_read=cache_read,
+            cache_write=cache_write,
+            estimated=self._estimated,
+        )
         metrics.record_llm(
             provider=self._provider,
             request_model=self._model,
@@ -164,8 +186,8 @@ class LLMCall(Operation):
             error_type=ending.error_type,
             server_address=address if isinstance(address, str) else None,
             server_port=port if isinstance(port, int) else None,
-            cache_read=usage(semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS),
-            cache_write=usage(semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS),
+            cache_read=cache_read,
+            cache_write=cache_write,
             reasoning=usage(semconv.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS),
         )
 
@@ -211,10 +233,7 @@ class ToolCall(Operation):
 
 def set_usage_sums(span: Span, usage: UsageScope) -> None:
     """Write the sums over the model calls below a span."""
-    span.set_attribute(semconv.SPANLOOM_USAGE_INPUT_TOKENS, usage.input_tokens)
-    span.set_attribute(semconv.SPANLOOM_USAGE_OUTPUT_TOKENS, usage.output_tokens)
-    if usage.estimated:
-        span.set_attribute(semconv.SPANLOOM_USAGE_ESTIMATED, True)
+    span.set_attributes(usage.attributes())
 
 
 class _Counted(Operation):

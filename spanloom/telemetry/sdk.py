@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
-from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation
+from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation, pricing
 from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
     GuardedPropagator,
@@ -238,6 +238,7 @@ def _install(telemetry: Telemetry) -> None:
         logs_api.set_logger_provider(telemetry.logger_provider)
     operation.use_tracer_provider(telemetry.tracer_provider)
     genai_metrics.use_meter_provider(telemetry.meter_provider, names=settings.genai_metric_names)
+    pricing.use_price_file(settings.prices)
     if settings.log_steps:
         endings.set_step_listener(logs.log_step)
     propagator = propagate.get_global_textmap()

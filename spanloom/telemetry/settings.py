@@ -10,10 +10,12 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
 from spanloom import ports
 from spanloom.telemetry.genai_metrics import MetricNames
+from spanloom.telemetry.pricing import PRICES_VARIABLE
 
 T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -75,6 +77,8 @@ class TelemetrySettings:
     """Vocabulary of the gen_ai.* metrics (SPANLOOM_GENAI_METRICS): newest or released."""
     untraced_paths: tuple[str, ...] = ("/health", "/ready", "/metrics")
     """Paths of the service that get no spans (SPANLOOM_UNTRACED_PATHS)."""
+    prices: Path | None = None
+    """A TOML file with prices of models that no public table has (SPANLOOM_PRICES)."""
     problems: tuple[str, ...] = ()
     """Sentences about variables that could not be read; logged by `setup`."""
 
@@ -202,4 +206,5 @@ _PLAIN: Final[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
     ("log_steps", "SPANLOOM_LOG_STEPS", _boolean),
     ("genai_metric_names", "SPANLOOM_GENAI_METRICS", _metric_names),
     ("untraced_paths", "SPANLOOM_UNTRACED_PATHS", _words),
+    ("prices", PRICES_VARIABLE, Path),
 )

@@ -1,4 +1,4 @@
-"""Token sums: what the LLM calls below a tool, node, agent or workflow span used together.
+"""Sums: tokens and dollars of all LLM calls below a tool, node, agent or workflow span.
 
     with usage_scope() as usage:      # opened by the span
         ...                           # an LLM call inside: add_usage(120, 30)
@@ -11,10 +11,17 @@ arrives (a task, an executor, a bare thread under the threading instrumentation)
 import contextlib
 import threading
 from contextvars import Token
+from decimal import Decimal
 from types import TracebackType
 from typing import Final, Self, cast
 
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+
+from spanloom import semconv
+from spanloom.telemetry import pricing
+from spanloom.telemetry.endings import Ending
 
 _KEY: Final = create_key("spanloom-usage")
 # One lock for all: an addition takes well under a microsecond, and `+=` loses updates of threads.
@@ -24,13 +31,25 @@ _lock: Final = threading.Lock()
 class UsageScope:
     """Sums of everything added inside, scopes within included."""
 
-    __slots__ = ("_token", "calls", "estimated", "input_tokens", "output_tokens", "parent")
+    __slots__ = (
+        "_token",
+        "calls",
+        "cost_partial",
+        "cost_usd",
+        "estimated",
+        "input_tokens",
+        "output_tokens",
+        "parent",
+    )
 
     def __init__(self) -> None:
         self.parent: UsageScope | None = None
         self.input_tokens = 0
         self.output_tokens = 0
         self.calls = 0
+        self.cost_usd: Decimal | None = None
+        """Sum over the calls that have a price."""
+        self.cost_partial = False
         self.estimated = False
         self._token: Token[Context] | None = None
 
@@ -52,6 +71,22 @@ class UsageScope:
         with contextlib.suppress(ValueError):
             token.var.reset(token)
 
+    def attributes(self) -> dict[str, AttributeValue]:
+        """The sums as attributes of the span; empty if nothing below said what it used."""
+        if not (self.input_tokens or self.output_tokens):
+            return {}
+        sums: dict[str, AttributeValue] = {
+            semconv.SPANLOOM_USAGE_INPUT_TOKENS: self.input_tokens,
+            semconv.SPANLOOM_USAGE_OUTPUT_TOKENS: self.output_tokens,
+        }
+        if self.estimated:
+            sums[semconv.SPANLOOM_USAGE_ESTIMATED] = True
+        if self.cost_usd is not None:
+            sums[semconv.SPANLOOM_COST_USD] = float(pricing.rounded(self.cost_usd))
+            if self.cost_partial:
+                sums[semconv.SPANLOOM_COST_PARTIAL] = True
+        return sums
+
 
 def usage_scope() -> UsageScope:
     """Open a scope below the one in force."""
@@ -70,11 +105,17 @@ def with_scope(context: Context, scope: UsageScope) -> Context:
 
 
 def add_usage(
-    input_tokens: int | None, output_tokens: int | None, *, estimated: bool = False
+    input_tokens: int | None,
+    output_tokens: int | None,
+    *,
+    cost_usd: Decimal | None = None,
+    cost_partial: bool = False,
+    estimated: bool = False,
 ) -> None:
     """Add one LLM call to the scope in force and to every scope around it.
 
-    `estimated` says that the counts are ours and not the provider's.
+    `cost_partial` says that more was billed than `cost_usd`, `estimated` that the counts are ours
+    and not the provider's.
     """
     scope = current_scope()
     if scope is None:
@@ -84,5 +125,50 @@ def add_usage(
             scope.input_tokens += input_tokens or 0
             scope.output_tokens += output_tokens or 0
             scope.calls += 1
+            if cost_usd is not None:
+                scope.cost_usd = pricing.added(scope.cost_usd, cost_usd)
+            scope.cost_partial = scope.cost_partial or cost_partial
             scope.estimated = scope.estimated or estimated
             scope = scope.parent
+
+
+def settle(
+    span: Span,
+    ending: Ending,
+    *,
+    provider: str | None,
+    model: str | None,
+    server_address: str | None,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    cache_read: int | None = None,
+    cache_write: int | None = None,
+    cache_write_1h: int | None = None,
+    estimated: bool = False,
+    is_free: bool = False,
+) -> None:
+    """Write on its span what an LLM call cost, and add the call to the sums around it.
+
+    `is_free`: nothing was asked of the provider, the answer comes from a cache of our own.
+    """
+    cost = None
+    if span.is_recording():
+        cost = pricing.cost_usd(
+            provider=provider,
+            model=model,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cache_read=cache_read,
+            cache_write=cache_write,
+            cache_write_1h=cache_write_1h,
+            server_address=server_address,
+        )
+    if cost is None:
+        # an error before any answer is not billed
+        partial = not (is_free or (ending.outcome == semconv.OUTCOME_ERROR and not output_tokens))
+    else:
+        partial = ending.outcome != semconv.OUTCOME_OK  # cut: the last count never came
+        span.set_attribute(semconv.SPANLOOM_COST_USD, float(cost))
+        if partial:
+            span.set_attribute(semconv.SPANLOOM_COST_PARTIAL, True)
+    add_usage(input_tokens, output_tokens, cost_usd=cost, cost_partial=partial, estimated=estimated)

@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import ipaddress
 import re
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_our_own_variables_are_read() -> None:
             "SPANLOOM_LOG_STEPS": "false",
             "SPANLOOM_GENAI_METRICS": "released",
             "SPANLOOM_UNTRACED_PATHS": "/live",
+            "SPANLOOM_PRICES": "/etc/价格.toml",
         }
     )
 
@@ -75,6 +77,7 @@ def test_our_own_variables_are_read() -> None:
     assert not settings.log_steps
     assert settings.genai_metric_names == "released"
     assert settings.untraced_paths == ("/live",)
+    assert settings.prices == Path("/etc/价格.toml")
     assert settings.problems == ()
 
 

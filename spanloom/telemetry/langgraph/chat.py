@@ -11,7 +11,7 @@ from spanloom.telemetry import endings, metrics
 from spanloom.telemetry.langgraph import classify, request
 from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of, warn_once
 from spanloom.telemetry.langgraph.messages import Answer
-from spanloom.telemetry.usage import add_usage
+from spanloom.telemetry.usage import settle
 
 _READING: Final = Guard("a streamed event cannot be read")
 
@@ -118,8 +118,20 @@ class ChatCall(Unit):
         answer = self._answer
         if self.span.is_recording():
             self.span.set_attributes(self._response(answer, ending))
-        add_usage(answer.input_tokens, answer.output_tokens)
         address, port = self._server
+        settle(
+            self.span,
+            ending,
+            provider=self._provider,
+            model=answer.model or self._model,
+            server_address=address,
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            cache_read=answer.cache_read,
+            cache_write=answer.cache_write,
+            cache_write_1h=answer.cache_write_1h,
+            is_free=answer.is_cached,
+        )
         metrics.record_llm(
             provider=self._provider,
             request_model=self._model,

@@ -33,7 +33,6 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from spanloom import semconv
 from spanloom.telemetry import endings
 from spanloom.telemetry.usage import UsageScope, current_scope, with_scope
 
@@ -201,16 +200,8 @@ class Unit:
         """Write the last attributes and record metrics, the span being current."""
         del ending
         frame = self.frame
-        if frame is None or not (frame.input_tokens or frame.output_tokens):
-            return  # no model call below, or none that said what it used
-        if self.span.is_recording():
-            sums: dict[str, AttributeValue] = {
-                semconv.SPANLOOM_USAGE_INPUT_TOKENS: frame.input_tokens,
-                semconv.SPANLOOM_USAGE_OUTPUT_TOKENS: frame.output_tokens,
-            }
-            if frame.estimated:
-                sums[semconv.SPANLOOM_USAGE_ESTIMATED] = True
-            self.span.set_attributes(sums)
+        if frame is not None and frame.calls and self.span.is_recording():
+            self.span.set_attributes(frame.attributes())
 
     def remember_driver(self) -> None:
         """Note which task reads the stream, to tell a cancelled reader from one that left."""

@@ -10,11 +10,12 @@ _FINISH_KEYS: Final = ("finish_reason", "stop_reason", "done_reason", "stopReaso
 _MODEL_KEYS: Final = ("model_name", "model", "model_id")
 _OWN_ID_PREFIXES: Final = ("run-", "run--", "lc_")
 """Ids that LangChain invents where the provider sent none."""
+_HOUR_CACHE_WRITE_KEY: Final = "ephemeral_1h_input_tokens"
 _CACHE_WRITE_KEYS: Final = (
     # Anthropic splits cache writes by lifetime and then leaves cache_creation at 0
     "cache_creation",
     "ephemeral_5m_input_tokens",
-    "ephemeral_1h_input_tokens",
+    _HOUR_CACHE_WRITE_KEY,
 )
 
 
@@ -24,9 +25,11 @@ class Answer:
     __slots__ = (
         "cache_read",
         "cache_write",
+        "cache_write_1h",
         "finish_reasons",
         "id",
         "input_tokens",
+        "is_cached",
         "model",
         "output_tokens",
         "reasoning",
@@ -37,6 +40,9 @@ class Answer:
         self.output_tokens: int | None = None
         self.cache_read: int | None = None
         self.cache_write: int | None = None
+        self.cache_write_1h: int | None = None
+        """The part of `cache_write` that lives an hour, which has a price of its own."""
+        self.is_cached = False
         self.reasoning: int | None = None
         self.model: str | None = None
         self.id: str | None = None
@@ -69,7 +75,8 @@ class Answer:
             if index == 0:
                 if usage := getattr(message, "usage_metadata", None):
                     self._forget_usage()  # the merged message has what the chunks had
-                    if "total_cost" not in usage:  # LangChain's cache: nothing was used now
+                    self.is_cached = "total_cost" in usage  # by LangChain: nothing was used now
+                    if not self.is_cached:
                         self._add_usage(usage)
                 self._take_metadata(metadata)
                 self._take_id(metadata.get("id") or message.id)
@@ -86,7 +93,7 @@ class Answer:
 
     def _forget_usage(self) -> None:
         self.input_tokens = self.output_tokens = None
-        self.cache_read = self.cache_write = self.reasoning = None
+        self.cache_read = self.cache_write = self.cache_write_1h = self.reasoning = None
 
     def _add_usage(self, usage: Mapping[str, Any]) -> None:
         """Add what one message reports; a provider may spread it over several chunks."""
@@ -98,6 +105,8 @@ class Answer:
                     self.cache_read = _plus(self.cache_read, value)
                 elif key in _CACHE_WRITE_KEYS:
                     self.cache_write = _plus(self.cache_write, value)
+                    if key == _HOUR_CACHE_WRITE_KEY:
+                        self.cache_write_1h = _plus(self.cache_write_1h, value)
         if details := usage.get("output_token_details"):
             for key, value in details.items():
                 if key.endswith("reasoning"):

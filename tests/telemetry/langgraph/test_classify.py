@@ -111,6 +111,7 @@ def test_tokens_of_each_kind() -> None:
         "output_tokens": 20,
         "cache_read": 10,
         "cache_write": 35,
+        "cache_write_1h": 5,
         "reasoning": 7,
     }
 

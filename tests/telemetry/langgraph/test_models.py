@@ -1,6 +1,8 @@
 """Chat spans of a real client against a real endpoint: what was asked, what came, tokens once."""
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypedDict
 
 import anthropic
@@ -10,9 +12,15 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.trace import SpanKind
+
+from spanloom.model import Usage
+from spanloom.otlp.decode import decode_traces
+from spanloom.telemetry import pricing
 
 
 class State(TypedDict, total=False):
@@ -289,6 +297,130 @@ async def test_an_answer_from_the_cache_used_no_tokens(recorded: Any, server: An
     assert first.attributes["gen_ai.usage.input_tokens"] == 11
     assert "gen_ai.usage.input_tokens" not in second.attributes
     assert len(server.requests) == 1
+
+
+PRICES = """
+[[price]]  # 每百万 token 的美元
+provider = "openai"
+model = "offline-2026"
+input = 1
+output = 10
+cache_read = 0.5
+"""
+COST = 8e-6 + 3 * 0.5e-6 + 50e-6
+"""Of 8 tokens of input, 3 cached ones and 5 of output."""
+
+
+@pytest.fixture
+def own_prices(tmp_path: Path) -> Iterator[None]:
+    path = tmp_path / "prices.toml"
+    path.write_text(PRICES, encoding="utf-8")
+    pricing.use_price_file(path)
+    yield
+    pricing.use_price_file(None)
+
+
+def costs(recorded: Any) -> dict[str, tuple[Any, ...]]:
+    """Cost and its mark by name of span, of the spans that have one."""
+    found = ("spanloom.cost.usd", "spanloom.cost.partial")
+    return {
+        span.name: tuple(span.attributes.get(name) for name in found)
+        for span in recorded.spans
+        if not set(found).isdisjoint(span.attributes)
+    }
+
+
+@pytest.mark.usefixtures("own_prices")
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_costs_add_up_along_the_tree(recorded: Any, server: Any, streamed: bool) -> None:
+    """Each chat span has its cost, each span around it the sum, over sub-graphs and tools."""
+    model = server.model(stream_usage=True)
+
+    @tool
+    async def look_up(word: str) -> str:
+        """Look a word up."""
+        return str((await model.ainvoke(word)).content)
+
+    async def inner(state: State) -> State:
+        return {"text": await look_up.ainvoke({"word": "hi"})}
+
+    async def ask(state: State) -> State:
+        if streamed:
+            return {"text": "".join([str(chunk.content) async for chunk in model.astream("hi")])}
+        return {"text": str((await model.ainvoke("hi")).content)}
+
+    builder = StateGraph(State)
+    builder.add_node("first", ask)
+    builder.add_node("below", node_graph(inner))
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "below")
+    await builder.compile(name="outer").ainvoke({})
+
+    once, twice = (pytest.approx(COST, rel=1e-9), None), (pytest.approx(2 * COST, rel=1e-9), None)
+    assert costs(recorded) == {
+        CHAT: once,
+        "invoke_node first": once,
+        "execute_tool look_up": once,
+        "invoke_node ask": once,
+        "invoke_workflow g": once,
+        "invoke_node below": once,
+        "invoke_workflow outer": twice,
+    }
+
+
+@pytest.mark.usefixtures("own_prices")
+async def test_a_sum_without_every_price_says_so(recorded: Any, server: Any) -> None:
+    """One model has a price and one has none: the node's sum is partial."""
+    unpriced = ChatAnthropic(
+        model="claude-offline", base_url=server.url, api_key="none", max_retries=0, max_tokens=64
+    )
+
+    async def ask(state: State) -> State:
+        await server.model().ainvoke("hi")
+        await unpriced.ainvoke("hi")
+        return {}
+
+    await node_graph(ask).ainvoke({})
+    partial = (pytest.approx(COST, rel=1e-9), True)
+    assert costs(recorded) == {
+        CHAT: (pytest.approx(COST, rel=1e-9), None),
+        "invoke_node ask": partial,
+        "invoke_workflow g": partial,
+    }
+
+
+@pytest.mark.usefixtures("own_prices")
+async def test_what_the_cache_and_errors_cost(recorded: Any, server: Any) -> None:
+    """An answer from the cache and a refused request are free, so the sum is whole."""
+    model = server.model(cache=InMemoryCache())
+
+    async def ask(state: State) -> State:
+        await model.ainvoke("hi")
+        await model.ainvoke("hi")
+        with pytest.raises(openai.InternalServerError):
+            await server.model(model="failing").ainvoke("hi")
+        return {}
+
+    await node_graph(ask).ainvoke({})
+    assert costs(recorded)["invoke_node ask"] == (pytest.approx(COST, rel=1e-9), None)
+    assert len([span for span in recorded.all(CHAT) if "spanloom.cost.usd" in span.attributes]) == 1
+
+
+@pytest.mark.usefixtures("own_prices")
+async def test_what_is_stored_counts_each_cost_once(recorded: Any, server: Any) -> None:
+    """Sums stand beside the requests they are made of; a reader adds up the requests only."""
+
+    async def ask(state: State) -> State:
+        await server.model().abatch(["a", "b"])
+        return {}
+
+    await node_graph(ask).ainvoke({})
+    assert recorded.attributes("invoke_workflow g")["spanloom.cost.usd"] == pytest.approx(2 * COST)
+    body = encode_spans(recorded.spans).SerializeToString()
+    stored = decode_traces(body, "application/x-protobuf")
+    usage = sum(map(Usage.of_span, stored.items), Usage())
+    assert (usage.input_tokens, usage.output_tokens) == (22, 10)
+    assert usage.cost_usd == pytest.approx(2 * COST)
 
 
 async def test_structured_output_says_json(recorded: Any, server: Any) -> None:
