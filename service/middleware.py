@@ -75,11 +75,14 @@ def _span_context(scope: Scope) -> Iterator[SpanContext]:
     # Headers of callers that are not trusted were stripped before they got here.
     caller = propagate.extract(dict(scope), getter=asgi_getter)
     remote = trace.get_current_span(caller).get_span_context()
+    # Whether a trace id is random is said by who made it, and passed on.
+    random = remote.trace_flags if remote.is_valid else TraceFlags.RANDOM_TRACE_ID
     unrecorded = SpanContext(
         trace_id=remote.trace_id if remote.is_valid else _ids.generate_trace_id(),
         span_id=_ids.generate_span_id(),
         is_remote=False,
-        trace_flags=TraceFlags(TraceFlags.DEFAULT),
+        trace_flags=TraceFlags(random & TraceFlags.RANDOM_TRACE_ID),
+        trace_state=remote.trace_state,
     )
     token = context.attach(trace.set_span_in_context(NonRecordingSpan(unrecorded)))
     try:

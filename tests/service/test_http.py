@@ -176,6 +176,16 @@ async def test_a_callers_wish_not_to_be_sampled_is_honoured_and_said(
     assert spans.get_finished_spans() == ()
 
 
+async def test_an_answer_without_a_span_keeps_the_random_bit(api: Api) -> None:
+    """Untraced paths hand on what the caller said of its id; a new id is random and says so."""
+    for received, sent in (("00", "00"), ("01", "00"), ("03", "02")):
+        caller = {"traceparent": CALLER["traceparent"][:-2] + received}
+        response = await api.client.get("/health", headers=caller)
+
+        assert response.headers["server-timing"].endswith(f"-{sent}")
+    assert (await api.client.get("/health")).headers["server-timing"].endswith("-02")
+
+
 async def test_readiness_checks_leave_no_spans(api: Api, spans: InMemorySpanExporter) -> None:
     """Polled endpoints would drown the traces: neither they nor their calls are recorded."""
     for path in ("/health", "/ready", "/metrics"):
