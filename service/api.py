@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
+from service import VERSION
 from service.agent.graph import Answer
 from service.agent.nodes import Redraft, Token
 from service.chat import ChatService, Question
@@ -22,7 +23,6 @@ from service.middleware import OUTCOME_STATUS
 from service.readiness import Readiness
 from service.sessions import ANONYMOUS, DEFAULT_SESSION
 from service.settings import Settings
-from spanloom import __version__
 from spanloom.telemetry import current_trace_id
 from spanloom.telemetry.metrics import render
 
@@ -211,7 +211,7 @@ async def chat_stream(
 async def health(request: Request) -> Health:
     """Tell that the process is alive; asks nobody else."""
     uptime = time.monotonic() - request.app.state.started
-    return Health(version=__version__, uptime_seconds=round(uptime, 3))
+    return Health(version=VERSION, uptime_seconds=round(uptime, 3))
 
 
 @router.get("/ready")

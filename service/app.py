@@ -15,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 
 from service.errors import ConfigurationError
 from service.listening import listen
+from service.llm.models import check_model_settings
 from service.session_file import session_file
 from service.settings import Settings, get_settings
 
@@ -43,6 +44,15 @@ def create_app(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the API until it is told to stop."""
+    try:
+        return _run(argv)
+    except ConfigurationError as error:
+        # one sentence is worth more than a traceback per worker
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     settings = get_settings()
     parser = argparse.ArgumentParser(prog="python -m service.app", description=main.__doc__)
     parser.add_argument("--host", default=settings.api_host, help="address to listen on")
@@ -55,13 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    try:
-        session_file(settings)
-        listener = listen(arguments.host, arguments.port, variable="AGENT_API_PORT")
-    except (ConfigurationError, OSError) as error:
-        # one sentence here is worth more than a traceback per worker
-        sys.stderr.write(f"{error.strerror if isinstance(error, OSError) else error}\n")
-        return 1
+    session_file(settings)
+    check_model_settings(settings)
+    _make_data_dir(settings.data_dir)
+    listener = listen(arguments.host, arguments.port, variable="AGENT_API_PORT")
     host, port = listener.getsockname()[:2]
     listening = {"level": "info", "event": "api_listening", "host": host, "port": port}
     sys.stdout.write(f"{json.dumps(listening)}\n")
@@ -86,6 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
         return 0 if server.started else 1
+
+
+def _make_data_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The data folder {path} cannot be made ({error.strerror}). Choose another with"
+            " AGENT_DATA_DIR."
+        ) from error
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from service import VERSION
 from service.agent.graph import Agent
 from service.api import add_exception_handlers, router
 from service.chat import ChatService
-from service.llm.models import build_chat_models
+from service.llm.models import build_chat_models, check_model_settings
 from service.middleware import (
     EXPOSED_HEADERS,
     BodyLimitMiddleware,
@@ -27,7 +28,6 @@ from service.retrieval_client import RetrievalClient
 from service.session_file import session_file
 from service.sessions import open_sessions
 from service.settings import Settings
-from spanloom import __version__
 from spanloom.telemetry import Telemetry, setup
 
 SERVICE_NAME: Final = "agent-api"
@@ -35,8 +35,10 @@ SERVICE_NAME: Final = "agent-api"
 
 def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
     """Build the API; `service.app.create_app` says what it promises."""
-    session_file(settings)  # a wrong address fails here, before anything has started
-    own = setup(SERVICE_NAME, service_version=__version__) if telemetry is None else None
+    # what cannot work fails here, before anything has started
+    session_file(settings)
+    check_model_settings(settings)
+    own = setup(SERVICE_NAME, service_version=VERSION) if telemetry is None else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -65,7 +67,7 @@ def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
 
     app = FastAPI(
         title="Spanloom agent",
-        version=__version__,
+        version=VERSION,
         lifespan=lifespan,
         middleware=_middleware(settings),
         # The contrib instrumentation traces requests; FastAPI's own would do it twice.

@@ -4,7 +4,10 @@ import errno
 import socket
 from typing import Final
 
+from service.errors import ConfigurationError
+
 _BACKLOG: Final = 2048
+_LARGEST_PORT: Final = 65_535
 
 
 def listen(host: str, port: int, *, variable: str) -> socket.socket:
@@ -16,11 +19,17 @@ def listen(host: str, port: int, *, variable: str) -> socket.socket:
         variable: the environment variable that chooses the port, for the error message.
 
     Raises:
-        OSError: with a sentence that says which port, why not, and what to do.
+        ConfigurationError: with a sentence that says which port, why not, and what to do.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
-    )[0]
+    # getaddrinfo would take 99999 for 34463
+    if not 0 <= port <= _LARGEST_PORT:
+        raise ConfigurationError(f"There is no port {port}: they go up to {_LARGEST_PORT}.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigurationError(_refusal(error, host, port, variable)) from error
     # The protocol is not decoration: asyncio switches Nagle's algorithm off only on sockets that
     # name IPPROTO_TCP, and with it on each answer waits 40 ms for the client's delayed ACK.
     # `socket.create_server` and uvicorn's own `bind_socket` (used for workers) leave it out.
@@ -32,7 +41,7 @@ def listen(host: str, port: int, *, variable: str) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as error:
         made.close()
-        raise OSError(error.errno, _refusal(error, host, port, variable)) from error
+        raise ConfigurationError(_refusal(error, host, port, variable)) from error
     made.set_inheritable(True)  # for worker processes
     return made
 

@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, computed_field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from service.errors import ConfigurationError
 
 Provider = Literal["offline", "openai", "anthropic", "openai_compatible"]
 
@@ -147,5 +149,21 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once."""
-    return Settings()
+    """The process's settings, read once; ConfigurationError names every one that is wrong."""
+    try:
+        return Settings()
+    except SettingsError as error:  # a list that is not JSON
+        raise ConfigurationError(f"A setting cannot be read: {error}") from error
+    except ValidationError as error:
+        # without the values: a key may be among them
+        wrong = "; ".join(
+            f"{_variable(each['loc'])}: {each['msg']}"
+            for each in error.errors(include_url=False, include_input=False)
+        )
+        raise ConfigurationError(f"Settings that cannot work: {wrong}") from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    """The environment variable of a field, as a validation error locates it."""
+    name = str(location[0])
+    return f"AGENT_{name.upper()}" if name in Settings.model_fields else name

@@ -1,15 +1,24 @@
 """`python -m service.llm serve`: run the offline LLM endpoint."""
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 
+from service.errors import ConfigurationError
 from service.settings import get_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status is 1 when the address cannot be had."""
+    """Parse the command line and run; the exit status is 1 when a setting cannot work."""
+    try:
+        return _run(arguments)
+    except ConfigurationError as error:
+        # one sentence is worth more than a traceback
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     settings = get_settings()
     parser = argparse.ArgumentParser(prog="python -m service.llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -25,18 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from service.llm.endpoint import serve  # noqa: PLC0415 -- --help need not wait a second for it
 
-    try:
-        serve(settings, options.host, options.port)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            told = (
-                f"Port {options.port} on {options.host} is taken. Stop what listens there, or "
-                "choose another port with --port or AGENT_OFFLINE_LLM_PORT."
-            )
-        else:
-            told = f"Cannot listen on {options.host} port {options.port}: {error}."
-        sys.stderr.write(f"{told}\n")
-        return 1
+    serve(settings, options.host, options.port)
     return 0
 
 

@@ -5,12 +5,10 @@ accepted; it listens on loopback unless told otherwise.
 """
 
 import asyncio
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import orjson
@@ -19,9 +17,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from service import VERSION
+from service.listening import listen
 from service.llm.generation import HTTP_NOT_FOUND, Completion, complete
 from service.llm.offline_model import MODELS
 from service.llm.streaming import (
+    FINISH_REASON,
     ClientGoneError,
     CompletionStream,
     Pace,
@@ -50,7 +51,7 @@ def create_app(settings: Settings, *, telemetry: Telemetry | None = None) -> Fas
     Without `telemetry` it sets telemetry up and shuts it down with itself; a caller that hands
     one over keeps it.
     """
-    own = setup(SERVICE_NAME, service_version=_version()) if telemetry is None else None
+    own = setup(SERVICE_NAME, service_version=VERSION) if telemetry is None else None
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -61,7 +62,7 @@ def create_app(settings: Settings, *, telemetry: Telemetry | None = None) -> Fas
 
     app = FastAPI(
         title="Offline LLM",
-        version=_version(),
+        version=VERSION,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -96,7 +97,7 @@ class _Endpoint:
         """Alive, and since when."""
         return {
             "status": "ok",
-            "version": _version(),
+            "version": VERSION,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "models": list(MODELS),
         }
@@ -120,26 +121,32 @@ class _Endpoint:
         """A reply to a conversation, whole or streamed."""
         started = time.perf_counter()
         chat = read_request(_decoded(await _body(request)))
-        # Tokens are counted by native code and sentences ranked by Python: neither may hold up
-        # the other requests of the event loop.
-        completion = await asyncio.to_thread(complete, chat, self._tokenizer)
+
+        async def generate() -> Completion:
+            # Tokens are counted by native code and sentences ranked by Python: neither may hold
+            # up the other requests of the event loop.
+            return await asyncio.to_thread(complete, chat, self._tokenizer)
+
         completion_id = f"chatcmpl-{uuid.uuid4().hex}"
         identity = {"id": completion_id, "created": int(time.time())}
         headers = {"x-request-id": current_trace_id() or completion_id}
         if chat.stream:
             return CompletionStream(
-                completion,
+                generate,
                 identity,
+                model=chat.model,
                 headers=headers,
                 include_usage=chat.wants_usage_chunk,
                 tokens_per_s=self._tokens_per_s,
                 started=started,
             )
         try:
-            with generation_step(completion, stream=False):
+            with generation_step(chat.model, stream=False) as span:
+                completion = await generate()
+                span.set_attribute(FINISH_REASON, completion.finish_reason)
                 await self._take_time(completion, request)
         except ClientGoneError:
-            _log.info("generation_cancelled", model=completion.model)
+            _log.info("generation_cancelled", model=chat.model)
             return Response(status_code=HTTP_CLIENT_CLOSED_REQUEST)
         log_completion(completion, stream=False, started=started)
         return _json(_completion_body(completion, identity), headers=headers)
@@ -154,12 +161,9 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Run the endpoint until a signal stops it; port 0 takes a free one and logs which.
 
     Raises:
-        OSError: the address cannot be had.
+        ConfigurationError: the address cannot be had.
     """
-    listening = socket.create_server((host, port), backlog=2048, family=_family(host))
-    # asyncio does this only on sockets that name IPPROTO_TCP, which create_server's do not; without
-    # it each answer waits 40 ms for the client's delayed ACK. Accepted connections inherit it.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening = listen(host, port, variable="AGENT_OFFLINE_LLM_PORT")
     with listening:
         address = listening.getsockname()
         app = create_app(settings)
@@ -169,17 +173,6 @@ def serve(settings: Settings, host: str, port: int) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _version() -> str:
-    try:
-        return version("spanloom")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "0.0.0"
 
 
 async def _body(request: Request) -> bytes:
@@ -215,7 +208,7 @@ def _completion_body(completion: Completion, identity: dict[str, Any]) -> dict[s
         "finish_reason": completion.finish_reason,
     }
     return {
-        **frame(completion, identity, "chat.completion"),
+        **frame(completion.model, identity, "chat.completion"),
         "choices": [choice],
         "usage": completion.usage.body,
     }

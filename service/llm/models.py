@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import SecretStr
+
+from service.errors import ConfigurationError
 from service.settings import Provider, Settings
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ DEFAULT_MODELS: Final[dict[Provider, tuple[str, str]]] = {
 NO_KEY: Final = "no-key-needed"
 
 
-class ModelSettingsError(ValueError):
+class ModelSettingsError(ConfigurationError):
     """A setting the provider needs is missing; the message names it."""
 
 
@@ -48,30 +51,41 @@ class ChatModels:
             await closer()
 
 
+def check_model_settings(settings: Settings) -> None:
+    """Say what is missing without importing a provider's package, which takes seconds.
+
+    Raises:
+        ModelSettingsError: a key, an address or a model name is missing.
+    """
+    provider = settings.provider
+    if provider == "anthropic" and settings.anthropic_api_key is None:
+        raise ModelSettingsError("The anthropic provider needs a key: set ANTHROPIC_API_KEY.")
+    if provider == "openai" and settings.openai_api_key is None:
+        raise ModelSettingsError("The openai provider needs a key: set OPENAI_API_KEY.")
+    if provider == "openai_compatible" and settings.llm_base_url is None:
+        raise ModelSettingsError(
+            "An OpenAI-compatible provider needs its address, ending in /v1: "
+            "set AGENT_LLM_BASE_URL."
+        )
+    _names(settings)
+
+
 def build_chat_models(settings: Settings) -> ChatModels:
     """The chat models that `settings` ask for.
 
     Raises:
         ModelSettingsError: a key, an address or a model name is missing.
     """
+    check_model_settings(settings)
     provider = settings.provider
     large, small = _names(settings)
-    if provider == "anthropic":
-        return _anthropic(settings, large, small)
+    if settings.anthropic_api_key is not None and provider == "anthropic":
+        return _anthropic(settings, large, small, key=settings.anthropic_api_key)
     base_url: str | None = settings.llm_base_url
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     if provider == "offline":
-        base_url, key = settings.offline_llm_base_url, NO_KEY
-    elif provider == "openai_compatible":
-        if base_url is None:
-            raise ModelSettingsError(
-                "An OpenAI-compatible provider needs its address, ending in /v1: "
-                "set AGENT_LLM_BASE_URL."
-            )
-        key = key or NO_KEY
-    elif key is None:
-        raise ModelSettingsError("The openai provider needs a key: set OPENAI_API_KEY.")
-    return _openai(settings, large, small, base_url=base_url, key=key)
+        base_url, key = settings.offline_llm_base_url, None
+    return _openai(settings, large, small, base_url=base_url, key=key or NO_KEY)
 
 
 def _names(settings: Settings) -> tuple[str, str]:
@@ -91,7 +105,6 @@ def _openai(
     import httpx2  # noqa: PLC0415 -- see the module's docstring
     from langchain_openai import ChatOpenAI  # noqa: PLC0415
     from langchain_openai.chat_models.base import BaseChatOpenAI  # noqa: PLC0415
-    from pydantic import SecretStr  # noqa: PLC0415
 
     local = settings.provider == "offline"
     # Own clients, since the library's are shared by the process and so cannot be closed. A proxy
@@ -132,12 +145,8 @@ def _openai(
     return ChatModels(model(large), model(small), large, small, settings.provider, (close,))
 
 
-def _anthropic(settings: Settings, large: str, small: str) -> ChatModels:
-    if settings.anthropic_api_key is None:
-        raise ModelSettingsError("The anthropic provider needs a key: set ANTHROPIC_API_KEY.")
+def _anthropic(settings: Settings, large: str, small: str, *, key: SecretStr) -> ChatModels:
     from service.llm.anthropic_chat import OwnedChatAnthropic  # noqa: PLC0415
-
-    key = settings.anthropic_api_key
 
     def model(name: str) -> OwnedChatAnthropic:
         return OwnedChatAnthropic(

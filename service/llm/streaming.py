@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import orjson
+from opentelemetry.trace import Span
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +17,7 @@ from spanloom.telemetry import get_logger, step
 
 # At full speed several tokens share a chunk: a chunk costs the reader far more than the writer.
 TOKENS_PER_CHUNK: Final = 4
+FINISH_REASON: Final = "offline_llm.finish_reason"
 
 _log = get_logger(__name__)
 
@@ -24,12 +26,12 @@ class ClientGoneError(asyncio.CancelledError):
     """The caller hung up before the reply was out; a cancellation, so the span says cancelled."""
 
 
-def frame(completion: Completion, identity: dict[str, Any], object_name: str) -> dict[str, Any]:
+def frame(model: str, identity: dict[str, Any], object_name: str) -> dict[str, Any]:
     """The fields every chunk and every whole completion share."""
     return {
         **identity,
         "object": object_name,
-        "model": completion.model,
+        "model": model,
         "service_tier": "default",
         "system_fingerprint": SYSTEM_FINGERPRINT,
     }
@@ -53,7 +55,9 @@ class Pace:
 
 
 class CompletionStream(Response):
-    """Streams a completion; stops generating as soon as the client is gone.
+    """Generates a completion and streams it; stops as soon as the client is gone.
+
+    What `generate` raises comes before the headers, so it is answered like any other error.
 
     A response of its own and not a generator in a StreamingResponse: the span around the
     generation opens and closes in one frame of one task, whatever happens to the connection.
@@ -63,9 +67,10 @@ class CompletionStream(Response):
 
     def __init__(
         self,
-        completion: Completion,
+        generate: Callable[[], Awaitable[Completion]],
         identity: dict[str, Any],
         *,
+        model: str,
         headers: Mapping[str, str],
         include_usage: bool,
         tokens_per_s: float,
@@ -75,31 +80,35 @@ class CompletionStream(Response):
             headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
         )
         del self.headers["content-length"]
-        self._completion = completion
-        self._frame = frame(completion, identity, "chat.completion.chunk")
+        self._generate = generate
+        self._model = model
+        self._frame = frame(model, identity, "chat.completion.chunk")
         self._include_usage = include_usage
         self._tokens_per_s = tokens_per_s
         self._started = started
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream as an ASGI response."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            with generation_step(self._completion, stream=True):
-                await unless_gone(self._send_all(send), receive)
+            with generation_step(self._model, stream=True) as span:
+                completion = await self._generate()
+                span.set_attribute(FINISH_REASON, completion.finish_reason)
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
+                await unless_gone(self._send_all(completion, send), receive)
         except ClientGoneError:
-            _log.info("generation_cancelled", model=self._completion.model)
+            _log.info("generation_cancelled", model=self._model)
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        log_completion(self._completion, stream=True, started=self._started)
+        log_completion(completion, stream=True, started=self._started)
 
-    async def _send_all(self, send: Send) -> None:
-        async for event in self._events():
+    async def _send_all(self, completion: Completion, send: Send) -> None:
+        async for event in self._events(completion):
             body = b"data: " + event + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def _events(self) -> AsyncIterator[bytes]:
-        completion = self._completion
+    async def _events(self, completion: Completion) -> AsyncIterator[bytes]:
         pace = Pace(self._tokens_per_s)
         opening: dict[str, Any] = {"role": "assistant", "content": None if completion.calls else ""}
         yield self._chunk({**opening, "refusal": None})
@@ -120,12 +129,11 @@ class CompletionStream(Response):
         return orjson.dumps({**self._frame, "choices": [choice], **usage})
 
 
-def generation_step(completion: Completion, *, stream: bool) -> AbstractContextManager[object]:
-    """The span around letting the tokens out; it carries no usage, the caller's span does."""
+def generation_step(model: str, *, stream: bool) -> AbstractContextManager[Span]:
+    """The span from prompt to last token; it carries no usage, the caller's span does."""
     attributes: dict[str, str | bool] = {
-        "offline_llm.model": completion.model,
+        "offline_llm.model": model,
         "offline_llm.stream": stream,
-        "offline_llm.finish_reason": completion.finish_reason,
     }
     return step("generate_tokens", **attributes)
 

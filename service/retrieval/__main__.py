@@ -1,13 +1,15 @@
 """`python -m service.retrieval serve` and `python -m service.retrieval index PATH`."""
 
 import argparse
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 
+from service import VERSION
+from service.errors import ConfigurationError
+from service.listening import listen
 from service.retrieval import index_file
 from service.retrieval.app import create_app
 from service.retrieval.live import CorpusError, LiveIndex, build
@@ -17,6 +19,15 @@ from spanloom.telemetry import get_logger, setup
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status."""
+    try:
+        return _run(arguments)
+    except ConfigurationError as error:
+        # one sentence is worth more than a traceback
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     settings = get_settings()
     parser = argparse.ArgumentParser(prog="python -m service.retrieval", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -57,10 +68,11 @@ def _index(path: Path, out: Path) -> int:
 
 
 def _serve(settings: Settings, host: str, port: int) -> int:
-    telemetry = setup("retrieval")
+    # before the index is read, so that a taken port is said at once
+    listener = listen(host, port, variable="AGENT_RETRIEVAL_PORT")
+    telemetry = setup("retrieval", service_version=VERSION)
     log = get_logger(__name__)
     try:
-        listener = _listen(host, port)
         live = LiveIndex(settings)
     except (CorpusError, OSError) as error:
         log.error("retrieval_not_started", reason=str(error))  # noqa: TRY400  # the sentence is enough
@@ -72,28 +84,9 @@ def _serve(settings: Settings, host: str, port: int) -> int:
         create_app(live, telemetry),
         log_config=None,  # telemetry has already given uvicorn's loggers their JSON lines
         timeout_graceful_shutdown=5,
-        # Without it, a request that follows one whose body was refused on the same connection
-        # runs in that one's context, and its spans go to that one's trace.
-        reset_contextvars=True,
     )
     uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; bound before the index is read, so a taken port is said at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with "
-            "--port or AGENT_RETRIEVAL_PORT"
-        ) from error
-    # asyncio does this only on sockets that name IPPROTO_TCP, which create_server's do not;
-    # without it each answer waits 40 ms for the client's delayed ACK. Connections inherit it.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 if __name__ == "__main__":

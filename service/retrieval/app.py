@@ -7,7 +7,6 @@ its thread pool, so that one search over a large index does not hold the event l
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Request
@@ -15,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, StringConstraints
 
+from service import VERSION
 from service.middleware import BodyLimitMiddleware, ErrorMiddleware, IdentityMiddleware
 from service.retrieval import rerank as reranking
 from service.retrieval.index import Hit
@@ -113,7 +113,7 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
         yield
         telemetry.shutdown()
 
-    app = FastAPI(title="Spanloom retrieval", version=_version(), lifespan=lifespan)
+    app = FastAPI(title="Spanloom retrieval", version=VERSION, lifespan=lifespan)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=MAX_BODY_BYTES)
     app.add_middleware(ErrorMiddleware, retry_after_s=RETRY_AFTER_S)
     app.add_middleware(IdentityMiddleware)
@@ -207,10 +207,3 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
         for item in error.errors()
     ]
     return JSONResponse({"detail": detail}, status_code=422)
-
-
-def _version() -> str:
-    try:
-        return version("spanloom")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from service.settings import Settings
 from tests.service.loopback import USAGE, FakeLLM, FakeRetrieval, serving
@@ -157,6 +158,31 @@ async def test_a_taken_port_is_one_sentence_that_says_what_to_do() -> None:
     assert str(port) in errors
     assert "AGENT_API_PORT" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--port", "99999"], {}, "99999"),
+        (["--port", "0", "--host", "no.such.host.invalid"], {}, "no.such.host.invalid"),
+        ([], {"AGENT_LLM_PROVIDER": "openai"}, "OPENAI_API_KEY"),
+        ([], {"AGENT_LLM_PROVIDER": "anthropic"}, "ANTHROPIC_API_KEY"),
+        ([], {"AGENT_LLM_BASE_URL": "http://127.0.0.1:9/v1"}, "AGENT_LLM_MODEL"),
+        ([], {"AGENT_API_PORT": "abc"}, "AGENT_API_PORT"),
+        ([], {"AGENT_CORS_ORIGINS": "http://x"}, "cors_origins"),
+        ([], {"AGENT_DATA_DIR": "/dev/null/var"}, "AGENT_DATA_DIR"),
+    ],
+)
+async def test_a_setting_that_cannot_work_is_one_sentence(
+    arguments: list[str], environment: dict[str, str], named: str
+) -> None:
+    """It names the setting, without a traceback, and the exit status says that nothing ran."""
+    nothing = {"OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
+    code, errors = await run(*arguments, **nothing, **environment)
+
+    assert code == 1
+    assert named in errors
+    assert len(errors.splitlines()) == 1
 
 
 async def test_a_database_that_is_not_supported_is_one_sentence() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from pydantic import AliasChoices, ValidationError
 
-from service.settings import Settings
+from service.errors import ConfigurationError
+from service.settings import Settings, get_settings
 
 ENV_EXAMPLE = Path(__file__).parents[2] / ".env.example"
 _ENTRY = re.compile(r"^# (?P<sentence>.+\.)\n#?(?P<name>[A-Z_0-9]+)=(?P<value>.*)$", re.MULTILINE)
@@ -103,6 +104,22 @@ def test_values_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
     """A bad value stops the start, not the thousandth request."""
     with pytest.raises(ValidationError):
         Settings(_env_file=None, **wrong)
+
+
+def test_every_wrong_variable_is_named_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence for all of them; what was given may be a secret in the wrong place."""
+    monkeypatch.setenv("AGENT_API_PORT", "hunter2")
+    monkeypatch.setenv("AGENT_WORKERS", "0")
+    get_settings.cache_clear()
+    try:
+        with pytest.raises(ConfigurationError) as refusal:
+            get_settings()
+    finally:
+        get_settings.cache_clear()
+
+    assert "AGENT_API_PORT" in str(refusal.value)
+    assert "AGENT_WORKERS" in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,20 @@ def test_a_callers_trace_is_continued(http: httpx2.Client, collector: Collector)
         assert len([each for each in collector.spans if each.trace_id.hex() == trace_id]) == 2
 
 
+def test_the_generation_step_covers_the_work(http: httpx2.Client, collector: Collector) -> None:
+    """Not the sending alone: a generation that fails fails inside its step, streamed or whole."""
+    for stream, trace_id in ((False, "b" * 31 + "1"), (True, "b" * 31 + "2")):
+        header = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+        reply = http.post(
+            "/chat/completions", json={**body(stream=stream), "model": "unknown"}, headers=header
+        )
+
+        assert reply.status_code == 404
+        assert reply.json()["error"]["code"] == "model_not_found"
+        generation = collector.wait_for("generate_tokens", trace_id)
+        assert generation.status.code == generation.status.STATUS_CODE_ERROR
+
+
 def test_log_lines_carry_the_callers_trace(http: httpx2.Client, endpoint: Endpoint) -> None:
     """The line of a completion has the caller's trace id and the tokens, never the text."""
     trace_id = "5cf92f3577b34da6a3ce929d0e0e4736"

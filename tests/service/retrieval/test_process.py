@@ -318,6 +318,6 @@ def test_a_taken_port_is_said_in_one_line(tmp_path: Path, retrieval: RetrievalPr
     )
 
     assert done.returncode == 1
-    assert f"127.0.0.1:{port}" in done.stdout
-    assert "AGENT_RETRIEVAL_PORT" in done.stdout
+    assert f"Port {port} on 127.0.0.1" in done.stderr
+    assert "AGENT_RETRIEVAL_PORT" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
