@@ -15,7 +15,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from spanloom import semconv
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
+from spanloom.telemetry.reference import attributes_of
 
 
 class Recorded:
@@ -235,7 +237,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Recorded]:
-    """Instrument for one test; at its end no context was lost and nothing was complained of."""
+    """Instrument for one test; at its end no context was lost and nothing was complained of.
+
+    And each span carries what docs/telemetry.md says of it, nothing else.
+    """
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -252,3 +257,11 @@ def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Recorded]:
         if record.name.startswith(("opentelemetry.context", "spanloom"))
     ]
     assert complaints == []
+    for span in exporter.get_finished_spans():
+        scope = span.instrumentation_scope
+        if scope is not None and scope.name.startswith("spanloom."):
+            carried = dict(span.attributes or {})
+            # a hand-written step() names no operation
+            if operation := carried.get(semconv.GEN_AI_OPERATION_NAME):
+                always, possible = attributes_of(str(operation))
+                assert always <= set(carried) <= possible, span.name
