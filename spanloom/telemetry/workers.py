@@ -301,7 +301,7 @@ def _trailer(path: Path) -> tuple[list[str], int]:
                 return [], end + _TRAILER.size
             file.seek(end - length)
             return json.loads(file.read(length)), end - length
-    except (FileNotFoundError, struct.error):
+    except (FileNotFoundError, struct.error, ValueError):  # or cut off just now: they are gone
         return [], 0
 
 
@@ -316,8 +316,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _uses(pid: int, folder: Path) -> bool:
-    """Whether a process has files of the folder mapped: its id may be that of a dead worker."""
+    """Whether a process has files of the folder open: its id may be that of a dead worker."""
+    inside = f"{folder.resolve()}{os.sep}"
     try:
-        return str(folder.resolve()) in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
-    except OSError:  # not Linux, or not our process
+        return any(
+            str(link.readlink()).startswith(inside) for link in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    except OSError:  # not Linux, or not our process, or it closed a file just now
         return True
