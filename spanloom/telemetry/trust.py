@@ -180,6 +180,9 @@ class TrustMiddleware:
 def on_server_span(span: Span, scope: Scope) -> None:
     """Server request hook: link the new root span to the context that was not continued."""
     scope[_SPAN_KEY] = span.get_span_context()
+    match scope.get("server"):
+        case (str(address), int()):  # contrib has written "address:port"
+            span.set_attribute(semconv.SERVER_ADDRESS, address)
     remote = scope.get(_LINK_KEY)
     if isinstance(remote, SpanContext):
         span.add_link(remote, {semconv.SPANLOOM_LINK_KIND: semconv.LINK_UNTRUSTED_CALLER})

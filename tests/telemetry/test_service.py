@@ -59,6 +59,8 @@ def test_a_request_makes_one_server_span_with_current_names(
     assert found["http.route"] == "/items/{item}"
     assert found["http.request.method"] == "GET"
     assert found["http.response.status_code"] == 200
+    assert found["server.address"] == "127.0.0.1"
+    assert service.url.endswith(f":{found['server.port']}")
     assert "supersecret" not in str(found)
     assert spans["execute_tool calculator"].parent_span_id == server.span_id
     assert spans["chat small"].parent_span_id == spans["execute_tool calculator"].span_id
