@@ -89,8 +89,6 @@ class Care:
     """Below this share of the question's terms, what was found is not called an answer."""
     relative_gain: float
     """A further sentence must add this share of what the best one gives."""
-    keeps_context: bool
-    """Takes the sentence before one that leans on it by a pronoun."""
 
 
 def answer(prompt: Prompt, care: Care, *, with_notice: bool = True) -> str:
@@ -177,23 +175,26 @@ def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
     # What an earlier turn lends is the subject; words the sources do not know are not part of it.
     weights = ranking.question_weights(own, known, context=[term for term in lent if term in known])
     chosen: list[Sentence] = []
+    defines = language.asks_for_definition(prompt.question)
     # Each part of a question gets its best sentence before any gets a second.
     for part in questions.sides(prompt.question):
         asked = ranking.question_weights(language.terms(part), known)
-        chosen += ranking.choose(candidates, asked, limit=1, prefer=tongue)
+        chosen += ranking.choose(candidates, asked, limit=1, prefer=tongue, prefer_subject=defines)
     chosen += ranking.choose(
         candidates,
         weights,
         limit=care.max_sentences,
         prefer=tongue,
         prefer_numbers=language.asks_for_quantity(prompt.question),
+        prefer_subject=defines,
         relative_gain=care.relative_gain,
     )
     chosen = list(dict.fromkeys(chosen))[: care.max_sentences]
     if not _speak_of(chosen, own or lent, care.min_coverage):
         return ""
-    if care.keeps_context:
-        chosen = _with_antecedents(chosen, candidates)
+    if defines:
+        chosen = _with_following(chosen, candidates)
+    chosen = _with_antecedents(chosen, candidates)
     return _render(sorted(chosen, key=lambda sentence: (sentence.source, sentence.position)))
 
 
@@ -203,8 +204,28 @@ def _speak_of(chosen: Sequence[Sentence], asked: Sequence[str], min_coverage: fl
     spoken = frozenset[str]().union(*heard)
     if ranking.coverage(ranking.even_weights(asked), spoken) >= min_coverage:
         return bool(spoken)
+    # In Chinese two words make three pairs of characters, so one word of two is a third of them:
+    # enough when the title has it too.
+    if any(
+        term in sentence.terms & sentence.title_terms and not term.isascii()
+        for term in asked
+        for sentence in chosen
+    ):
+        return True
     pairs = {(one, other) for one, other in pairwise(asked) if one != other}
     return any(one in terms and other in terms for one, other in pairs for terms in heard)
+
+
+def _with_following(chosen: Sequence[Sentence], candidates: Sequence[Sentence]) -> list[Sentence]:
+    """With the sentence after the best one: what a thing is takes more than the naming of it."""
+    best = chosen[0]
+    following = [
+        each
+        for each in candidates
+        if (each.source, each.position) == (best.source, best.position + 1)
+        and each.title_terms == best.title_terms  # of the same section
+    ]
+    return list(dict.fromkeys([*chosen, *following]))
 
 
 def _with_antecedents(chosen: Sequence[Sentence], candidates: Sequence[Sentence]) -> list[Sentence]:

@@ -19,6 +19,8 @@ _CJK: Final = (
 )
 _CJK_CHAR: Final = re.compile(f"[{_CJK}]")
 _TOKEN: Final = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
+# PagedAttention is paged attention; the plural of an acronym (GPUs) is one word.
+_HUMP: Final = re.compile(r"(?<=[a-z])(?=[A-Z][a-z]{2})")
 _LATIN_WORD: Final = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -42,7 +44,7 @@ _LONGEST_SENTENCE: Final = 500
 _CLAUSE_END: Final = re.compile(r"[,;:，；：、]\s*|\s")
 _LONGEST_ABBREVIATION: Final = 8
 _SENTENCE_END: Final = re.compile(
-    r"""(?<=[.!?])["'”’)\]]*(?:\s+(?=["'“‘(\[]?[A-Z0-9\u3400-\u9fff`*])|$)|(?<=[。！？；])[”’」』）]*"""
+    r"""(?<=[.!?])["'”’)\]]*(?:\s+(?=["'“‘(\[]?[A-Z0-9\u3400-\u9fff`*])|$)|(?<=[。！？])[”’」』）]*"""
 )
 _LIST_MARK: Final = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)、])\s+")
 _HEADING: Final = re.compile(r"^\s*#{1,6}\s+")
@@ -54,13 +56,20 @@ _ANAPHOR: Final = re.compile(
 # At the start, or as the object of the first few words ("The cache keeps them in memory").
 _LEADING_ANAPHOR: Final = re.compile(
     r"^(?:it|its|they|their|this|that|these|those|such|he|she|however|therefore|instead|thus|then)\b"
-    r"|^(?:[\w-]+ ){1,5}(?:them|it|this|these|those)\b"
+    r"|^(?:[\w-]+ ){1,5}(?:them|it|this|these|those|the (?:first|second|former|latter))\b"
     r"|^(?:它|他|她|其|这|那|此|该|因此|所以|但是|然而|于是)",
     re.IGNORECASE,
 )
 _LEADING_CONTINUATION: Final = re.compile(
     r"^\s*(?:(?:and|but|so|also|or|then|ok(?:ay)?)\b[\s,]|what about\b|how about\b"
     r"|那么?|还有|另外|以及|而且|所以)",
+    re.IGNORECASE,
+)
+_DEFINITION: Final = re.compile(
+    r"^\s*what(?:'s| is| are) (?:(?:an?|the) )?[a-z][\w-]*(?: [\w-]+){0,2}"
+    r"(?:,? and (?:how|why|when)\b.*)?[\s?.!]*$"
+    r"|^\s*(?:(?:define|explain|describe)\b|什么是|何谓|请?(?:解释|介绍)(?:一下)?)"
+    r"|^[^，。；]{1,16}是什么(?:意思)?[\s?？。]*$|\bmean[\s?]*$",
     re.IGNORECASE,
 )
 _QUANTITY: Final = re.compile(
@@ -128,6 +137,19 @@ def sentences(text: str) -> list[str]:
     return found + _split_sentences(_joined(paragraph))
 
 
+def sections(text: str) -> list[tuple[str, str]]:
+    """Markdown text cut at its headings: each heading (empty before the first), what follows."""
+    found: list[tuple[str, str]] = []
+    heading, lines = "", list[str]()
+    for line in text.splitlines():
+        if _HEADING.match(line):
+            found.append((heading, "\n".join(lines)))
+            heading, lines = _HEADING.sub("", line).strip(), []
+        else:
+            lines.append(line)
+    return [*found, (heading, "\n".join(lines))]
+
+
 def has_anaphor(text: str) -> bool:
     """Does a pronoun in `text` point at something said before?"""
     return _ANAPHOR.search(text) is not None
@@ -143,6 +165,11 @@ def continues(text: str) -> bool:
     return _LEADING_CONTINUATION.match(text) is not None
 
 
+def asks_for_definition(question: str) -> bool:
+    """Does the question want to know what something is?"""
+    return _DEFINITION.search(question) is not None
+
+
 def asks_for_quantity(question: str) -> bool:
     """Does the question want a number?"""
     return _QUANTITY.search(question) is not None
@@ -152,9 +179,10 @@ def _terms_with_surface(text: str) -> Iterator[tuple[str, str]]:
     for match in _TOKEN.finditer(normalise(text)):
         token = match.group()
         if not _CJK_CHAR.match(token):
-            lowered = token.lower()
-            if lowered not in _STOP_WORDS:
-                yield _stem(lowered), token
+            for part in _HUMP.split(token):
+                lowered = part.lower()
+                if lowered not in _STOP_WORDS:
+                    yield _stem(lowered), token
             continue
         for run in _CJK_STOP.split(token):
             if len(run) == 1 and run not in _CJK_LONE_STOP:

@@ -30,9 +30,9 @@ class OfflineModel:
 MODELS: Final[Mapping[str, OfflineModel]] = {
     model.name: model
     for model in (
-        OfflineModel("offline-small", 8_192, Care(2, 0.34, 0.3, keeps_context=False)),
-        OfflineModel("offline-medium", 32_768, Care(4, 0.34, 0.2, keeps_context=True)),
-        OfflineModel("offline-large", 131_072, Care(6, 0.34, 0.12, keeps_context=True)),
+        OfflineModel("offline-small", 8_192, Care(2, 0.34, 0.3)),
+        OfflineModel("offline-medium", 32_768, Care(4, 0.34, 0.2)),
+        OfflineModel("offline-large", 131_072, Care(6, 0.34, 0.12)),
     )
 }
 

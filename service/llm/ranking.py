@@ -14,6 +14,8 @@ TITLE_SHARE: Final = 0.4
 # A term that a chosen sentence covers already still counts a little, so that sentences on the
 # question's subject win over sentences on its side remarks.
 REPEAT_SHARE: Final = 0.3
+# A further sentence that speaks of nothing new must share this much with the question.
+MIN_REPEAT: Final = 0.34
 OTHER_LANGUAGE_SHARE: Final = 0.6
 # A term of the question that no source knows weighs this much of the rarest known term: it may
 # be the very thing asked about, or a turn of phrase.
@@ -24,6 +26,9 @@ RANK_DECAY: Final = 0.08
 NUMBER_GAIN: Final = 0.35
 # The cost of a choice grows with the question's terms; beyond this the least telling are left out.
 MAX_TERMS: Final = 64
+# What something is stands in the source that is named after it.
+SUBJECT_GAIN: Final = 2.0
+MIN_TITLE_COVERAGE: Final = 0.4
 _DUPLICATE_OVERLAP: Final = 0.8
 _LONG_SENTENCE_TERMS: Final = 24
 
@@ -37,19 +42,20 @@ class Sentence:
     position: int
     terms: frozenset[str]
     title_terms: frozenset[str]
+    """Of the source's title and of the heading the sentence stands under."""
     label: str = ""
     """What to cite, such as `[1]`; empty where the prompt numbered nothing."""
 
 
 def sentences_of(text: str, *, source: int, title: str = "", label: str = "") -> list[Sentence]:
     """The sentences of one source, ready to be ranked."""
-    title_terms = frozenset(language.terms(title))
-    return [
-        Sentence(
-            sentence, source, position, frozenset(language.terms(sentence)), title_terms, label
-        )
-        for position, sentence in enumerate(language.sentences(text))
-    ]
+    found: list[Sentence] = []
+    for heading, body in language.sections(text):
+        title_terms = frozenset(language.terms(f"{title} {heading}"))
+        for sentence in language.sentences(body):
+            terms = frozenset(language.terms(sentence))
+            found.append(Sentence(sentence, source, len(found), terms, title_terms, label))
+    return found
 
 
 def idf(sources: Iterable[frozenset[str]]) -> dict[str, float]:
@@ -99,24 +105,29 @@ def choose(
     limit: int,
     prefer: language.Language,
     prefer_numbers: bool = False,
+    prefer_subject: bool = False,
     relative_gain: float = 0.0,
 ) -> list[Sentence]:
     """Up to `limit` sentences that together cover the question best, the best first.
 
     A sentence whose gain is below `relative_gain` of the first one's adds nothing and ends the
-    choice; a near duplicate of a chosen one is passed over.
+    choice. Passed over are near duplicates of a chosen one, and sentences that share with the
+    question nothing but a word on another subject, or a little of what has been said already.
     """
     chosen: list[Sentence] = []
     covered: set[str] = set()
+    subject: set[str] = set()
     remaining = [
         sentence
         for sentence in candidates
         if (sentence.terms | sentence.title_terms) & weights.keys()
+        and not sentence.text.endswith((":", "：", ": ", "： "))  # what it announces is not quoted
     ]
     first_gain = 0.0
     while remaining and len(chosen) < limit:
         gains = [
             _gain(sentence, weights, covered, prefer)
+            * (SUBJECT_GAIN if prefer_subject and _is_subject(sentence, weights) else 1.0)
             + (NUMBER_GAIN if prefer_numbers and has_number(sentence.text) else 0.0)
             for sentence in remaining
         ]
@@ -127,14 +138,26 @@ def choose(
         first_gain = first_gain or best_gain
         if any(_duplicates(best, other) for other in chosen):
             continue
+        heard = best.terms & weights.keys()
+        if chosen and heard <= covered and coverage(weights, heard) < MIN_REPEAT:
+            continue
+        spoken = (best.terms | best.title_terms) & weights.keys()
+        if chosen and not spoken & subject:
+            continue
         chosen.append(best)
-        covered |= best.terms & weights.keys()
+        covered |= heard
+        subject |= spoken
     return chosen
 
 
 def has_number(text: str) -> bool:
     """Does `text` hold a digit that is not part of a word or a citation?"""
     return re.search(r"(?<![\w\[])\d", text) is not None
+
+
+def _is_subject(sentence: Sentence, weights: Mapping[str, float]) -> bool:
+    """Does the title say that the question's subject is what the source is about?"""
+    return coverage(weights, sentence.title_terms) >= MIN_TITLE_COVERAGE
 
 
 def _gain(
@@ -145,10 +168,10 @@ def _gain(
 ) -> float:
     gain = 0.0
     for term, weight in weights.items():
-        if term in sentence.terms:
-            gain += weight * (REPEAT_SHARE if term in covered else 1.0)
-        elif term in sentence.title_terms:
-            gain += weight * TITLE_SHARE * (REPEAT_SHARE if term in covered else 1.0)
+        share = 1.0 if term in sentence.terms else 0.0
+        if term in sentence.title_terms:
+            share += TITLE_SHARE
+        gain += weight * share * (REPEAT_SHARE if term in covered else 1.0)
     if language.detect(sentence.text) != prefer:
         gain *= OTHER_LANGUAGE_SHARE
     length_penalty = max(1.0, len(sentence.terms) / _LONG_SENTENCE_TERMS)

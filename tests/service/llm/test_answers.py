@@ -68,12 +68,66 @@ def test_larger_models_say_more() -> None:
 
 
 def test_a_pronoun_keeps_its_antecedent() -> None:
-    """The careful models quote the sentence before one that begins with a pronoun."""
-    text = answer("Which is quieter?")
+    """The sentence before one that begins with a pronoun is quoted with it."""
+    for model in (SMALL, LARGE):
+        text = answer("Which is quieter?", model=model)
 
-    assert "A sorn engine burns driftwood" in text
-    assert text.index("A sorn engine") < text.index("It is quieter")
-    assert "A sorn engine burns" not in answer("Which is quieter?", model=SMALL)
+        assert "A sorn engine burns driftwood" in text
+        assert text.index("A sorn engine") < text.index("It is quieter")
+
+
+@pytest.mark.parametrize(
+    "question", ["What is a frell engine?", "Define frell engine", "explain frell engine"]
+)
+def test_what_a_thing_is_takes_its_own_article(question: str) -> None:
+    """The article named after it goes before one that mentions it, and says on."""
+    text = answer(question, model=SMALL)
+
+    assert text.startswith("A frell engine burns moss. It was built in 1712 by Odile Marr. [1]")
+    assert "quieter" not in text
+
+
+def test_a_sentence_on_another_subject_is_no_part_of_the_answer() -> None:
+    """One word of the question, used of something else, does not bring a sentence in."""
+    extra = "<documents>\n[1] (zoo) Zoos\nZookeepers burn old timetables.\n</documents>"
+
+    assert "timetables" not in answer("What does a sorn engine burn?", extra=extra)
+
+
+def test_an_announcement_is_not_quoted_without_what_it_announces() -> None:
+    """A sentence that ends in a colon says nothing by itself."""
+    user = (
+        "<passages>\n[1] (x) Vorn pumps\nA vorn pump has a sieve. A vorn pump is cleaned so:\n"
+        "```\nrinse\n```\n</passages><question>How is a vorn pump cleaned?</question>"
+    )
+
+    assert "cleaned so" not in reply(Request([{"role": "user", "content": user}]), LARGE).text
+
+
+def test_names_written_together_are_read_as_their_words() -> None:
+    """FrellEngine is the frell engine."""
+    assert "burns moss" in answer("What does a FrellEngine burn?")
+
+
+def test_one_of_two_chinese_words_in_text_and_title_is_enough() -> None:
+    """Two words make three pairs of characters; their subject alone would be a third."""
+    user = (
+        "<passages>\n[1] (h) 茸兽与拒食\n茸兽分两种。一种吃草。\n</passages>"
+        "<question>如何减少茸兽？</question>"
+    )
+
+    assert "茸兽分两种" in reply(Request([{"role": "user", "content": user}]), LARGE).text
+
+
+def test_the_heading_above_a_sentence_speaks_for_it() -> None:
+    """A question in the words of a heading finds what stands below it."""
+    user = (
+        "<passages>\n[1] (v) Vorn pumps\nA vorn pump is blue.\n\n## Cleaning schedule\n"
+        "Rinse it on Mondays.\n</passages>"
+        "<question>When is cleaning on the schedule?</question>"
+    )
+
+    assert "Mondays" in reply(Request([{"role": "user", "content": user}]), SMALL).text
 
 
 @pytest.mark.parametrize("question", ["Who painted the Night Watch?", "谁画了夜巡？", "🤷"])
