@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from snowballstemmer import stemmer  # type: ignore[import-untyped]  # ships no types
 
-ANALYZER_VERSION = 2
+ANALYZER_VERSION = 3
 """Part of an index's content hash: raise it when the terms of a text change."""
 
 _CJK = "々㐀-䶿一-鿿豈-﫿぀-ヿ가-힯\U00020000-\U0003ffff"
@@ -25,6 +25,7 @@ _CJK_CHARACTER = re.compile(f"[{_CJK}]")
 _LETTERS = re.compile(r"[^\W\d_]")
 _JOINER = re.compile(r"[_.\-'’/]")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_PLURAL_ACRONYM = re.compile(r"(?<=[A-Z]{2})s\b")  # LLMs, GPUs; no hump before their s
 _POSSESSIVE = re.compile(r"['’](?:s|t|re|ve|ll|d|m)$")
 
 # Words of a question that say nothing about its subject. Short on purpose: BM25's idf already
@@ -77,7 +78,7 @@ def _cjk_terms(run: str) -> Iterator[str]:
 
 
 def _word_terms(word: str) -> Iterator[str]:
-    word = _POSSESSIVE.sub("", word)
+    word = _PLURAL_ACRONYM.sub("", _POSSESSIVE.sub("", word))
     parts = [part for piece in _JOINER.split(word) for part in _HUMP.split(piece)]
     if len(parts) > 1:
         yield "".join(parts).lower()

@@ -21,6 +21,13 @@ def test_an_acronym_beside_a_word_is_split_where_the_word_begins() -> None:
     assert set(terms("KV cache")) <= set(terms("KVCache"))
 
 
+@pytest.mark.parametrize("acronym", ["LLM", "GPU", "API", "TTFT"])
+def test_the_plural_of_an_acronym_is_the_acronym(acronym: str) -> None:
+    """A question about LLMs finds what is written about an LLM."""
+    assert terms(f"{acronym}s") == terms(f"{acronym}'s") == terms(acronym)
+    assert len(terms(acronym)) == 1
+
+
 def test_chinese_gives_characters_and_pairs() -> None:
     """Every neighbouring pair is a term, and so is every character."""
     assert terms("键值缓存") == ["键", "键值", "值", "值缓", "缓", "缓存", "存"]
