@@ -1,5 +1,6 @@
 """Four worker processes behind one port: traces, logs, sessions and sums stay right."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import httpx2
 import pytest
 
 from spanloom import semconv
-from tests.e2e.stack import BARRELS, Stack, running_stack, traceparent
+from tests.e2e.stack import BARRELS, START_S, Stack, running_stack, traceparent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-workers"), pytest.mark.timeout(400)]
 
@@ -16,6 +17,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-workers"), pytest.ma
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("workers")
     with running_stack(folder, AGENT_WORKERS="4", AGENT_DEADLINE_S="110") as running:
+        # One worker is enough to be ready; these tests are about all of them.
+        end = time.monotonic() + START_S
+        while running.log("api").count("Application startup complete") < 4:
+            assert time.monotonic() < end, running.log("api")
+            time.sleep(0.1)
         yield running
 
 
