@@ -60,9 +60,10 @@ class LogPipeline:
         self._provider = provider
         self._loggers: dict[str, Logger] = {}
 
-    def stop_exporting(self) -> None:
-        """Write to stdout only from now on."""
-        self._provider = None
+    def export_to(self, provider: LoggerProvider | None) -> LoggerProvider | None:
+        """Emit on this provider from now on (None: stdout only); returns the one before."""
+        before, self._provider, self._loggers = self._provider, provider, {}
+        return before
 
     def __call__(self, logger: Any, method_name: str, event_dict: EventDict) -> str:  # noqa: ARG002
         """Finish an event of the current context; structlog's processor signature."""
@@ -302,7 +303,12 @@ def configure(
 def stop_exporting() -> None:
     """Send nothing over OTLP any more; called when the logger provider is shut down."""
     if _pipeline is not None:
-        _pipeline.stop_exporting()
+        _pipeline.export_to(None)
+
+
+def current_pipeline() -> LogPipeline | None:
+    """What `configure` made; None before."""
+    return _pipeline
 
 
 def adopt_stdlib_loggers() -> None:

@@ -9,16 +9,16 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from spanloom import semconv
 from spanloom.telemetry import embeddings, llm_call, operation, rerank, retrieval, step, tool
-from spanloom.telemetry.testing import CapturedSpans, capture_spans
+from spanloom.telemetry.testing import Captured, capture_spans
 
 
 @pytest.fixture
-def captured() -> Iterator[CapturedSpans]:
+def captured() -> Iterator[Captured]:
     with capture_spans() as captured:
         yield captured
 
 
-def test_a_model_call_says_what_was_asked_and_answered(captured: CapturedSpans) -> None:
+def test_a_model_call_says_what_was_asked_and_answered(captured: Captured) -> None:
     """Request, response, usage and streaming attributes carry their conventional names."""
     with llm_call(
         "gpt-5", provider="openai", max_tokens=64, stream=True, server_address="127.0.0.1"
@@ -51,7 +51,7 @@ def test_a_model_call_says_what_was_asked_and_answered(captured: CapturedSpans) 
     assert span.status.status_code is StatusCode.UNSET
 
 
-def test_each_operation_has_its_name_and_kind(captured: CapturedSpans) -> None:
+def test_each_operation_has_its_name_and_kind(captured: Captured) -> None:
     """Names and kinds are those of the conventions; in-process work is INTERNAL."""
     with retrieval("articles", top_k=3) as found:
         found.results(3)
@@ -103,7 +103,7 @@ def test_samplers_see_the_attributes_that_matter() -> None:
     assert seen["gen_ai.request.model"] == "m"
 
 
-def test_the_current_span_is_the_operations(captured: CapturedSpans) -> None:
+def test_the_current_span_is_the_operations(captured: Captured) -> None:
     """Inside the block the OTel current span is the operation's; after it the one before."""
     before = trace.get_current_span()
     with tool("a") as outer:
@@ -116,7 +116,7 @@ def test_the_current_span_is_the_operations(captured: CapturedSpans) -> None:
     assert captured.tree() == "execute_tool a\n  chat m"
 
 
-def test_a_tool_carries_the_tokens_of_its_model_calls(captured: CapturedSpans) -> None:
+def test_a_tool_carries_the_tokens_of_its_model_calls(captured: Captured) -> None:
     """Sums stand on the tool under our own name, so that nobody adds them twice."""
     with tool("summarise"):
         for _ in range(2):
@@ -129,7 +129,7 @@ def test_a_tool_carries_the_tokens_of_its_model_calls(captured: CapturedSpans) -
     assert "gen_ai.usage.input_tokens" not in found
 
 
-def test_a_failed_model_call_has_a_finish_reason(captured: CapturedSpans) -> None:
+def test_a_failed_model_call_has_a_finish_reason(captured: Captured) -> None:
     """Where an answer was expected and lost, the finish reason is `error`."""
     with pytest.raises(RuntimeError), llm_call("m", provider="openai"):
         raise RuntimeError("connection lost")
@@ -138,7 +138,7 @@ def test_a_failed_model_call_has_a_finish_reason(captured: CapturedSpans) -> Non
     assert found["gen_ai.response.finish_reasons"] == ("error",)
 
 
-async def test_concurrent_operations_do_not_mix(captured: CapturedSpans) -> None:
+async def test_concurrent_operations_do_not_mix(captured: Captured) -> None:
     """Fifty tasks at once: every child hangs below its own parent."""
 
     async def request(number: int) -> None:
@@ -157,7 +157,7 @@ async def test_concurrent_operations_do_not_mix(captured: CapturedSpans) -> None
 
 
 async def test_a_stream_closed_by_another_task_leaves_no_detach_error(
-    captured: CapturedSpans, caplog: pytest.LogCaptureFixture
+    captured: Captured, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An async generator may be finished elsewhere: no log line, no foreign current span."""
 

@@ -17,14 +17,14 @@ from genai_prices import data_snapshot
 from spanloom.telemetry import llm_call, pricing, tool
 from spanloom.telemetry.price_file import PriceFileError, read_price_file
 from spanloom.telemetry.pricing import cost_usd
-from spanloom.telemetry.testing import CapturedSpans, capture_spans
+from spanloom.telemetry.testing import Captured, capture_spans
 
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
 MILLION = 1_000_000
 
 
 @pytest.fixture
-def captured() -> Iterator[CapturedSpans]:
+def captured() -> Iterator[Captured]:
     with capture_spans() as captured:
         yield captured
 
@@ -318,7 +318,7 @@ def test_a_file_that_is_not_there_is_one_warning(
     ]
 
 
-def test_a_call_and_the_tool_around_it_carry_the_cost(captured: CapturedSpans) -> None:
+def test_a_call_and_the_tool_around_it_carry_the_cost(captured: Captured) -> None:
     """The model that answered is priced; the tool has the sum, exact in ten digits."""
     with tool("summarise"):
         for _ in range(3):
@@ -334,7 +334,7 @@ def test_a_call_and_the_tool_around_it_carry_the_cost(captured: CapturedSpans) -
     assert "spanloom.cost.partial" not in found
 
 
-def test_without_an_answer_the_model_asked_is_priced(captured: CapturedSpans) -> None:
+def test_without_an_answer_the_model_asked_is_priced(captured: Captured) -> None:
     """A provider that does not say which model answered is taken at its word."""
     with llm_call("gpt-4o", provider="openai") as call:
         call.usage(input_tokens=1000, output_tokens=100)
@@ -342,7 +342,7 @@ def test_without_an_answer_the_model_asked_is_priced(captured: CapturedSpans) ->
     assert (captured.one("chat gpt-4o").attributes or {})["spanloom.cost.usd"] == 0.0035
 
 
-def test_a_sum_says_when_it_is_not_all(captured: CapturedSpans) -> None:
+def test_a_sum_says_when_it_is_not_all(captured: Captured) -> None:
     """One call without a price makes the sums around it partial, and only those."""
     with tool("outer"):
         with tool("priced"), llm_call("gpt-4o", provider="openai") as call:
@@ -366,7 +366,7 @@ def test_a_sum_says_when_it_is_not_all(captured: CapturedSpans) -> None:
     }
 
 
-def test_an_answer_cut_off_cost_at_least_this(captured: CapturedSpans) -> None:
+def test_an_answer_cut_off_cost_at_least_this(captured: Captured) -> None:
     """Its last count never came, so the cost is marked; an error at once is not billed."""
     with tool("retrying"):
         with pytest.raises(RuntimeError), llm_call("gpt-4o", provider="openai"):

@@ -5,11 +5,12 @@ costs nothing where LangGraph is installed but not used. All patches sit on func
 looked up at call time, never on compiled graphs: graphs compiled before work like those after.
 """
 
+import contextlib
 import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
@@ -86,13 +87,31 @@ class Patcher:
         """Patch every module that is imported, and the others as soon as they are."""
         if importlib.util.find_spec("langchain_core") is None:
             return
-        with self._lock:
-            self._tracer = trace.get_tracer(
+        self._patch_with(
+            trace.get_tracer(
                 "spanloom.telemetry.langgraph",
                 __version__,
                 tracer_provider,
                 schema_url=semconv.SCHEMA_URL,
             )
+        )
+
+    @contextlib.contextmanager
+    def traced_by(self, tracer_provider: TracerProvider) -> Iterator[None]:
+        """Make spans on this provider inside the block; afterwards all is as it was before."""
+        before = self._tracer
+        self.restore()
+        self.patch(tracer_provider)
+        try:
+            yield
+        finally:
+            self.restore()
+            if before is not None:
+                self._patch_with(before)
+
+    def _patch_with(self, tracer: Tracer) -> None:
+        with self._lock:
+            self._tracer = tracer
         for module in dict.fromkeys(seam.module for seam in SEAMS):
             if module in self._waiting:
                 self._patch_if_imported(module)
