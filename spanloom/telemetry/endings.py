@@ -58,11 +58,6 @@ class Ending:
     outcome: str
     error_type: str | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether the span's status is ERROR."""
-        return self.error_type is not None
-
 
 OK: Final = Ending(semconv.OUTCOME_OK)
 _HANDOFF: Final = Ending(semconv.OUTCOME_HANDOFF)
@@ -79,7 +74,8 @@ class deadline:  # noqa: N801 - reads like asyncio.timeout, which it extends
 
     `async with deadline(30):` cancels the body after 30 seconds and raises TimeoutError. The span
     current at entry carries `spanloom.deadline_ms`; spans that the cancellation cuts, also in
-    tasks started inside, end with outcome `timeout` instead of `cancelled`.
+    tasks started inside, end with outcome `timeout` instead of `cancelled`. Below `asyncio.timeout`
+    and `asyncio.wait_for` they end as cancelled: nobody tells them of a clock outside.
     """
 
     __slots__ = ("_timeout", "_token", "parent", "seconds")

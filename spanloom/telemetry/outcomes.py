@@ -27,6 +27,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _CONTRIB: Final = "opentelemetry.instrumentation."
 _FIRST_CLIENT_ERROR: Final = 400
 """Status from which on a CLIENT span is an error (a SERVER span: 500)."""
+_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
+"""Pathsend hands a file over to servers that can send it themselves."""
 _UNANSWERED: Final = endings.Ending(semconv.OUTCOME_ERROR, "incomplete_response")
 
 
@@ -90,7 +92,7 @@ class _Request:
 
     async def send(self, message: Message) -> None:
         """Hand on a message of the application."""
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] in _LAST_MESSAGES and not message.get("more_body", False):
             self._is_answered = True
             self.end(None, None)  # before contrib, which ends its span with this message
         error_type = (self._span.attributes or {}).get(semconv.ERROR_TYPE)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 
@@ -179,3 +180,28 @@ async def test_a_request_that_was_not_answered_is_an_error() -> None:
         "spanloom.outcome": "error",
         "error.type": "incomplete_response",
     }
+
+
+async def test_a_file_that_the_server_sends_is_an_answer() -> None:
+    """The pathsend extension has no body message."""
+
+    async def application(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.pathsend", "path": "/some/file"})
+
+    span = await run(application)
+
+    assert dict(span.attributes) == {"spanloom.outcome": "ok"}
+
+
+async def test_what_the_application_has_said_is_kept() -> None:
+    """Its own outcome stands, whatever the answer looks like."""
+
+    async def application(_: Any, __: Any, send: Any) -> None:
+        trace.get_current_span().set_attribute("spanloom.outcome", "cancelled")
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b""})
+
+    span = await run(application)
+
+    assert dict(span.attributes) == {"spanloom.outcome": "cancelled"}
