@@ -233,9 +233,13 @@ def _install(telemetry: Telemetry) -> None:
     for problem in settings.problems:
         logging.getLogger("spanloom.telemetry").warning(problem)
     if settings.enabled:
-        metrics_api.set_meter_provider(telemetry.meter_provider)
-        trace.set_tracer_provider(telemetry.tracer_provider)
-        logs_api.set_logger_provider(telemetry.logger_provider)
+        # Adopted ones are set already, and setting them again would be complained of.
+        if telemetry.meter_provider is not metrics_api.get_meter_provider():
+            metrics_api.set_meter_provider(telemetry.meter_provider)
+        if telemetry.tracer_provider is not trace.get_tracer_provider():
+            trace.set_tracer_provider(telemetry.tracer_provider)
+        if telemetry.logger_provider is not logs_api.get_logger_provider():
+            logs_api.set_logger_provider(telemetry.logger_provider)
     operation.use_tracer_provider(telemetry.tracer_provider)
     genai_metrics.use_meter_provider(telemetry.meter_provider, names=settings.genai_metric_names)
     pricing.use_price_file(settings.prices)

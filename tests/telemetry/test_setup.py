@@ -332,6 +332,7 @@ def test_providers_that_are_there_already_are_used(script: Script, tmp_path: Pat
     )
 
     assert done.returncode == 0, done.stderr
+    assert [line for line in lines(done) if line["level"] != "info"] == [], "nothing is overridden"
 
 
 def test_a_failed_request_is_one_exception_event(script: Script, receiver: Receiver) -> None:
