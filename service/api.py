@@ -250,9 +250,12 @@ def add_exception_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_request: Request, exc: HTTPException) -> JSONResponse:
+        # FastAPI says 400 to a body that is no UTF-8 or nested too deep (nothing else here does),
+        # and 422 to every other body that is no JSON.
+        undecodable = exc.status_code == HTTPStatus.BAD_REQUEST
         return JSONResponse(
             {"detail": exc.detail, "trace_id": current_trace_id()},
-            status_code=exc.status_code,
+            status_code=HTTPStatus.UNPROCESSABLE_ENTITY if undecodable else exc.status_code,
             headers=exc.headers,
         )
 

@@ -219,12 +219,15 @@ def _turn(question: str, answer: str) -> list[Message]:
 def _sources(answer: str, passages: list[Passage], tool_results: list[ToolResult]) -> list[str]:
     """Ids of the documents the answer stands on, each once.
 
-    Those it cites by number; if it cites none, all it was given. Documents a tool read whole
-    are always among them.
+    Those it cites by number: an answer that cites none (nothing was found, or a tool told all)
+    stands on none. Documents a tool read whole are always among them.
     """
     cited = {int(number) for number in _CITATION.findall(answer)}
-    used = [passage for number, passage in enumerate(passages, start=1) if number in cited]
-    ids = [passage["document_id"] for passage in used or passages]
+    ids = [
+        passage["document_id"]
+        for number, passage in enumerate(passages, start=1)
+        if number in cited
+    ]
     ids += [
         str(result["arguments"].get("document_id"))
         for result in tool_results

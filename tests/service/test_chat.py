@@ -1,6 +1,7 @@
 import asyncio
 import re
 
+import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.sessions import pseudonym
@@ -217,6 +218,18 @@ async def test_no_passages_still_give_an_answer(
     assert response.status_code == 200
     assert response.json()["sources"] == []
     assert "/rerank" not in retrieval.paths()
+
+
+@pytest.mark.parametrize("said", ["The passages do not say.", "That makes 42.", "See [9]."])
+async def test_an_answer_that_cites_nothing_names_no_sources(
+    api: Api, llm: FakeLLM, said: str
+) -> None:
+    """Passages that were found but not used are not what the answer stands on."""
+    llm.pieces = [said]
+
+    response = await api.ask()
+
+    assert response.json()["sources"] == []
 
 
 async def test_chinese_passes_through_every_part(

@@ -52,6 +52,7 @@ async def test_a_body_that_is_no_json_is_a_clients_error(api: Api) -> None:
         b"",
         b"{",
         b"\xff\xfe",
+        b"[" * 50_000,
         b'{"query": "\\ud800"}',
         b'{"query": "x", "user_id": "\\ud800"}',
     ):
@@ -59,7 +60,7 @@ async def test_a_body_that_is_no_json_is_a_clients_error(api: Api) -> None:
             "/chat", content=raw, headers={"content-type": "application/json"}
         )
 
-        assert response.status_code in {400, 422}, raw
+        assert response.status_code == 422, raw
         assert response.json()["detail"]
 
 
