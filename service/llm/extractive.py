@@ -6,7 +6,7 @@ its history. When nothing matches, the answer says so.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -78,6 +78,8 @@ _CITATION: Final = re.compile(r"\s*\[\d+\]")
 _WORDS_NAMED: Final = 12
 # Tool results up to this many characters are quoted whole; longer ones are searched.
 _SHORT_RESULT: Final = 400
+# Sources that speak of a subject this much as the one that does most are about it too.
+_SAME_SUBJECT: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,13 @@ def _from_sources(prompt: Prompt, care: Care, tongue: language.Language) -> str:
     for part in questions.sides(prompt.question):
         asked = ranking.question_weights(language.terms(part), known)
         chosen += ranking.choose(candidates, asked, limit=1, prefer=tongue, prefer_subject=defines)
+    if lent:
+        # A follow-up asks something new of a subject that is known: what is new comes first.
+        asked = ranking.question_weights(own, known)
+        about = _about(lent, candidates, known)
+        chosen += ranking.choose(about, asked, limit=1, prefer=tongue)
+        if all(any(term in each.terms for each in about) for term in own if term in known):
+            candidates = about
     chosen += ranking.choose(
         candidates,
         weights,
@@ -214,6 +223,19 @@ def _speak_of(chosen: Sequence[Sentence], asked: Sequence[str], min_coverage: fl
         return True
     pairs = {(one, other) for one, other in pairwise(asked) if one != other}
     return any(one in terms and other in terms for one, other in pairs for terms in heard)
+
+
+def _about(
+    subject: Sequence[str], candidates: Sequence[Sentence], known: Mapping[str, float]
+) -> list[Sentence]:
+    """The sentences of those sources that speak most of `subject`, title or text."""
+    weights = ranking.question_weights([term for term in subject if term in known], known)
+    heard: dict[int, frozenset[str]] = {}
+    for each in candidates:
+        heard[each.source] = heard.get(each.source, frozenset()) | each.terms | each.title_terms
+    spoken = {source: ranking.coverage(weights, terms) for source, terms in heard.items()}
+    most = max(spoken.values(), default=0.0)
+    return [each for each in candidates if spoken[each.source] >= most * _SAME_SUBJECT]
 
 
 def _with_following(chosen: Sequence[Sentence], candidates: Sequence[Sentence]) -> list[Sentence]:

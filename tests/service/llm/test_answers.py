@@ -60,6 +60,30 @@ def test_every_quoted_sentence_stands_in_a_passage() -> None:
         assert sentence.strip(" .") in PASSAGES
 
 
+@pytest.mark.parametrize("model", [SMALL, LARGE], ids=["small", "large"])
+def test_what_a_follow_up_asks_anew_comes_first(model: Any) -> None:
+    """Its own word decides within the article on the subject, though others have it too."""
+    depots = "\n\n".join(
+        f"[{number}] ({name}) The {name} depot\nThe {name} depot stores {number}00 barrels of lamp "
+        "oil. It is open on market days, and its keeper writes every delivery into a ledger."
+        for number, name in enumerate(("Vorn", "Ullrick", "Mawdle"), start=1)
+    )
+    user = (
+        f"<passages>\n{depots}\n\n[4] (dots) Dots\nClicking opens the dot.\n</passages>"
+        "<question>When is it open?</question>"
+    )
+    history = turn(
+        "How many barrels of lamp oil does the Mawdle depot store?",
+        "The Mawdle depot stores 300 barrels of lamp oil. [1]",
+    )
+
+    text = reply(Request([*history, {"role": "user", "content": user}]), model).text
+
+    assert "It is open on market days" in text
+    assert "[3]" in text
+    assert "Vorn" not in text
+
+
 def test_larger_models_say_more() -> None:
     """Sizes differ in how many sentences they bring together."""
     question = "Tell me about frell and sorn engines, moss, driftwood and who built them."
