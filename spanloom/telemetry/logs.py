@@ -150,7 +150,9 @@ def _from_record(logger: Any, name: str, event_dict: EventDict) -> EventDict:  #
     event_dict["level"] = record.levelname.lower()
     event_dict["logger"] = record.name
     event_dict[_TIME_NS] = int(record.created * 1e9)
-    event_dict.pop("color_message", None)  # uvicorn's second copy of the message
+    # Second copies of the message: uvicorn's, and what formatters of other handlers leave behind.
+    for key in ("color_message", "message", "asctime"):
+        event_dict.pop(key, None)
     event_dict["event"] = event_dict["event"].strip()
     if record.name == _ACCESS_LOGGER:  # and not of the shape uvicorn gives it
         event_dict["event"] = redact(event_dict["event"], MESSAGE_LIMIT)

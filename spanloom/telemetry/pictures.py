@@ -31,8 +31,8 @@ def draw_picture(spans: Sequence[ReadableSpan], logs: Sequence[ReadableLogRecord
         logs_by_span.setdefault(log.log_record.span_id or 0, []).append(log)
 
     def lines(span: ReadableSpan, depth: int) -> list[str]:
-        title = f"{span.name:<{_NAME_WIDTH - 2 * depth}}{_duration(span):>12}"
-        found = [f"{title}{_tokens(span)}{_ending(span)}"]
+        name = span.name.ljust(_NAME_WIDTH - 2 * depth)
+        found = [f"{name}{_duration(span):>12}{_tokens(span)}{_ending(span)}"]
         for event in span.events:
             known = event.attributes or {}
             if kind := known.get(semconv.EXCEPTION_TYPE):
