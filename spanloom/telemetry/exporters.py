@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
 from spanloom import semconv
+from spanloom.telemetry import drops
 from spanloom.telemetry.log_lines import plain
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, STACK_LIMIT, redact
 from spanloom.telemetry.settings import Signal, TelemetrySettings
@@ -43,21 +44,39 @@ def create_exporters(
     for name in settings.exporters[signal]:
         if name == "none":
             continue
-        arguments: dict[str, Any] = {}
-        if name == "otlp":
-            protocol = settings.protocols[signal]
-            name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"  # noqa: PLW2901
-        if name.startswith("otlp_proto_") and not _endpoint_is_set(signal):
-            arguments = (
-                {"endpoint": settings.grpc_endpoint, "insecure": True}
-                if name == "otlp_proto_grpc"
-                else {"endpoint": f"{settings.endpoint.rstrip('/')}/v1/{signal}"}
-            )
         try:
-            made.append(_load(signal, name)(**arguments))
+            made.append(_create(signal, name, settings))
         except Exception as exc:  # noqa: BLE001 - a wrong setting must not stop the application
             report(f"no {signal} are exported by {name}: {exc}")
     return made
+
+
+def create_otlp_exporter(signal: Signal, settings: TelemetrySettings, **arguments: Any) -> Any:
+    """Make one more exporter to the OTLP endpoint of a signal; None where there is none."""
+    for name in settings.exporters[signal] if settings.enabled else ():
+        if is_otlp(name):
+            try:
+                return _create(signal, name, settings, **arguments)
+            except Exception:
+                _logger.debug("no exporter for %s", signal, exc_info=True)
+    return None
+
+
+def is_otlp(name: str) -> bool:
+    """Whether an exporter's name means OTLP in one of its protocols."""
+    return name in {"otlp", "otlp_proto_http", "otlp_proto_grpc"}
+
+
+def _create(signal: Signal, name: str, settings: TelemetrySettings, **arguments: Any) -> Any:
+    if name == "otlp":
+        name = "otlp_proto_grpc" if settings.protocols[signal] == "grpc" else "otlp_proto_http"
+    if name.startswith("otlp_proto_") and not _endpoint_is_set(signal):
+        arguments |= (
+            {"endpoint": settings.grpc_endpoint, "insecure": True}
+            if name == "otlp_proto_grpc"
+            else {"endpoint": f"{settings.endpoint.rstrip('/')}/v1/{signal}"}
+        )
+    return _load(signal, name)(**arguments)
 
 
 def _endpoint_is_set(signal: Signal) -> bool:
@@ -81,7 +100,10 @@ class CleaningSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export one batch."""
-        return self._exporter.export([_clean_span(span) for span in spans])
+        result = self._exporter.export([clean_span(span) for span in spans])
+        if result is not SpanExportResult.SUCCESS:
+            drops.record_drop("traces", drops.EXPORT_FAILED, len(spans))
+        return result
 
     def shutdown(self) -> None:
         """Close the exporter inside."""
@@ -100,7 +122,10 @@ class CleaningLogExporter(LogRecordExporter):
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Export one batch."""
-        return self._exporter.export([_clean_log(record) for record in batch])
+        result = self._exporter.export([clean_log(record) for record in batch])
+        if result is not LogRecordExportResult.SUCCESS:
+            drops.record_drop("logs", drops.EXPORT_FAILED, len(batch))
+        return result
 
     def shutdown(self) -> None:
         """Close the exporter inside."""
@@ -111,7 +136,8 @@ class CleaningLogExporter(LogRecordExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-def _clean_span(span: ReadableSpan) -> ReadableSpan:
+def clean_span(span: ReadableSpan) -> ReadableSpan:
+    """Return the span, or a copy in which secrets are gone, texts capped and all UTF-8."""
     try:
         return _cleaned(span)
     except Exception:  # one odd span must not cost the batch
@@ -151,7 +177,8 @@ def _cleaned(span: ReadableSpan) -> ReadableSpan:
     )
 
 
-def _clean_log(record: ReadableLogRecord) -> ReadableLogRecord:
+def clean_log(record: ReadableLogRecord) -> ReadableLogRecord:
+    """Redact and cap the exception texts of a record, which is changed."""
     attributes = record.log_record.attributes
     if not attributes or semconv.EXCEPTION_MESSAGE not in attributes:
         return record

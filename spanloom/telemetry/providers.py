@@ -5,24 +5,29 @@ began. Here the variable is reported instead, and the SDK's default holds. (Out 
 few it reads while it is imported: OTEL_PROPAGATORS and the OTEL_SPAN_*_COUNT_LIMIT.)
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from spanloom import semconv
+from spanloom.telemetry.drops import CountingLogProcessor, CountingSpanProcessor
 from spanloom.telemetry.exporters import (
     CleaningLogExporter,
     CleaningSpanExporter,
     create_exporters,
+    create_otlp_exporter,
+    is_otlp,
 )
-from spanloom.telemetry.settings import TelemetrySettings
+from spanloom.telemetry.settings import Signal, TelemetrySettings
+
+if TYPE_CHECKING:
+    from spanloom.telemetry.spool import Spool
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -40,6 +45,7 @@ class Providers(NamedTuple):
     tracer: TracerProvider
     meter: MeterProvider
     logger: LoggerProvider
+    spool: "Spool | None"
 
 
 def create_providers(
@@ -53,11 +59,41 @@ def create_providers(
     # None of them registers atexit by itself: the SDK's own shutdown is not bounded.
     resource = _resource(service_name, service_version)
     meter = _meter_provider(settings, resource, report)
+    spool = _open_spool(settings, report)
     return Providers(
-        _tracer_provider(settings, resource, meter, report),
+        _tracer_provider(settings, resource, meter, spool, report),
         meter,
-        _logger_provider(settings, resource, meter, report),
+        _logger_provider(settings, resource, meter, spool, report),
+        spool,
     )
+
+
+def _open_spool(settings: TelemetrySettings, report: Report) -> "Spool | None":
+    if settings.spool_dir is None or not settings.enabled:
+        return None
+    try:
+        from spanloom.telemetry.spool import Spool  # noqa: PLC0415 - needs flock, so Unix
+
+        return Spool(
+            settings.spool_dir, max_bytes=settings.spool_max_bytes, fsync=settings.spool_fsync
+        )
+    except (ImportError, OSError) as exc:
+        report(f"SPANLOOM_SPOOL_DIR={str(settings.spool_dir)!r} is ignored: {exc}")
+        return None
+
+
+def _spooled(
+    signal: Signal, settings: TelemetrySettings, spool: "Spool | None", delay_ms: float
+) -> tuple[bool, TelemetrySettings]:
+    """Give a signal's OTLP exporter to the spool; whether it took it, and what else is wanted."""
+    names = list(settings.exporters[signal])
+    otlp = next((name for name in names if is_otlp(name)), None)
+    if spool is None or otlp is None or create_otlp_exporter(signal, settings) is None:
+        return False, settings
+    spool.open(signal, lambda: create_otlp_exporter(signal, settings), delay_ms / 1000)
+    names.remove(otlp)
+    exporters = {**settings.exporters, signal: tuple(names)}
+    return True, dataclasses.replace(settings, exporters=exporters)
 
 
 def _resource(service_name: str | None, service_version: str | None) -> Resource:
@@ -96,7 +132,11 @@ def _meter_provider(
 
 
 def _tracer_provider(
-    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider, report: Report
+    settings: TelemetrySettings,
+    resource: Resource,
+    meter_provider: MeterProvider,
+    spool: "Spool | None",
+    report: Report,
 ) -> TracerProvider:
     limits = _usable(
         SpanLimits,
@@ -116,10 +156,13 @@ def _tracer_provider(
         span_limits=limits,
         meter_provider=meter_provider,
     )
+    is_spooled, settings = _spooled("traces", settings, spool, settings.span_batch_delay_ms)
+    if is_spooled and spool is not None:
+        provider.add_span_processor(spool.span_processor())
     for exporter in create_exporters("traces", settings, report):
 
-        def make(exporter: Any = exporter, **defaults: Any) -> BatchSpanProcessor:
-            return BatchSpanProcessor(
+        def make(exporter: Any = exporter, **defaults: Any) -> CountingSpanProcessor:
+            return CountingSpanProcessor(
                 CleaningSpanExporter(exporter),
                 schedule_delay_millis=settings.span_batch_delay_ms,
                 meter_provider=meter_provider,
@@ -133,7 +176,11 @@ def _tracer_provider(
 
 
 def _logger_provider(
-    settings: TelemetrySettings, resource: Resource, meter_provider: MeterProvider, report: Report
+    settings: TelemetrySettings,
+    resource: Resource,
+    meter_provider: MeterProvider,
+    spool: "Spool | None",
+    report: Report,
 ) -> LoggerProvider:
     limits = _usable(
         LogRecordLimits,
@@ -144,10 +191,13 @@ def _logger_provider(
         max_log_record_attribute_length=LogRecordLimits.UNSET,
     )
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False, log_record_limits=limits)
+    is_spooled, settings = _spooled("logs", settings, spool, settings.log_batch_delay_ms)
+    if is_spooled and spool is not None:
+        provider.add_log_record_processor(spool.log_processor())
     for exporter in create_exporters("logs", settings, report):
 
-        def make(exporter: Any = exporter, **defaults: Any) -> BatchLogRecordProcessor:
-            return BatchLogRecordProcessor(
+        def make(exporter: Any = exporter, **defaults: Any) -> CountingLogProcessor:
+            return CountingLogProcessor(
                 CleaningLogExporter(exporter),
                 schedule_delay_millis=settings.log_batch_delay_ms,
                 meter_provider=meter_provider,

@@ -22,7 +22,15 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
-from spanloom.telemetry import endings, genai_metrics, logs, metrics, operation, pricing
+from spanloom.telemetry import (
+    endings,
+    genai_metrics,
+    inflight,
+    logs,
+    metrics,
+    operation,
+    pricing,
+)
 from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
     GuardedPropagator,
@@ -214,14 +222,14 @@ def setup(
             report=problems.append,
         )
         settings = dataclasses.replace(settings, problems=tuple(dict.fromkeys(problems)))
-        telemetry = Telemetry(settings, *providers)
+        telemetry = Telemetry(settings, providers.tracer, providers.meter, providers.logger)
         _adopt_global_providers(telemetry)
-        _install(telemetry)
+        _install(telemetry, providers.spool)
         _handle = telemetry
         return telemetry
 
 
-def _install(telemetry: Telemetry) -> None:
+def _install(telemetry: Telemetry, spool: inflight.Journal | None) -> None:
     settings = telemetry.settings
     resource = telemetry.tracer_provider.resource.attributes
     logs.configure(
@@ -249,6 +257,7 @@ def _install(telemetry: Telemetry) -> None:
     if not isinstance(propagator, GuardedPropagator):
         propagate.set_global_textmap(GuardedPropagator(strictly_w3c(propagator)))
     if settings.enabled:
+        inflight.announce_open_spans(telemetry.tracer_provider, settings, spool)
         _instrument_libraries(telemetry)
     atexit.register(telemetry.shutdown, settings.shutdown_timeout_s)
     _flush_on_sigterm(telemetry)

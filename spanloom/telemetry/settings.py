@@ -23,6 +23,7 @@ Protocol = Literal["http/protobuf", "grpc"]
 Signal = Literal["traces", "metrics", "logs"]
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_LEAST_SPOOL_BYTES: Final = 1024 * 1024
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -79,6 +80,16 @@ class TelemetrySettings:
     """Paths of the service that get no spans (SPANLOOM_UNTRACED_PATHS)."""
     prices: Path | None = None
     """A TOML file with prices of models that no public table has (SPANLOOM_PRICES)."""
+    inflight: bool = True
+    """Whether spans that stay open are announced, and a heartbeat is sent (SPANLOOM_INFLIGHT)."""
+    inflight_after_s: float = 1.0
+    """Seconds a span has to be open to be announced (SPANLOOM_INFLIGHT_AFTER)."""
+    spool_dir: Path | None = None
+    """Folder where spans and logs wait safe from a crash (SPANLOOM_SPOOL_DIR); unset for none."""
+    spool_max_bytes: int = 64 * 1024 * 1024
+    """Most bytes a process may keep there before the oldest go (SPANLOOM_SPOOL_MAX_BYTES)."""
+    spool_fsync: bool = False
+    """Whether each span also survives a power loss, at great cost (SPANLOOM_SPOOL_FSYNC)."""
     problems: tuple[str, ...] = ()
     """Sentences about variables that could not be read; logged by `setup`."""
 
@@ -150,6 +161,20 @@ def _milliseconds(text: str) -> float:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError("write a positive number of seconds")
+    return number
+
+
+def _spool_bytes(text: str) -> int:
+    number = int(text)
+    if number < _LEAST_SPOOL_BYTES:
+        raise ValueError(f"write a number of bytes from {_LEAST_SPOOL_BYTES} on")
+    return number
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -207,4 +232,9 @@ _PLAIN: Final[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
     ("genai_metric_names", "SPANLOOM_GENAI_METRICS", _metric_names),
     ("untraced_paths", "SPANLOOM_UNTRACED_PATHS", _words),
     ("prices", PRICES_VARIABLE, Path),
+    ("inflight", "SPANLOOM_INFLIGHT", _boolean),
+    ("inflight_after_s", "SPANLOOM_INFLIGHT_AFTER", _seconds),
+    ("spool_dir", "SPANLOOM_SPOOL_DIR", Path),
+    ("spool_max_bytes", "SPANLOOM_SPOOL_MAX_BYTES", _spool_bytes),
+    ("spool_fsync", "SPANLOOM_SPOOL_FSYNC", _boolean),
 )

@@ -18,6 +18,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from spanloom import semconv
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,12 +41,14 @@ def attributes(holder: Any) -> dict[str, Any]:
 class Receiver:
     """Takes OTLP over HTTP and keeps every message."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         receiver = self
         self.spans: list[Any] = []
         self.logs: list[Any] = []
+        self.events: list[Any] = []  # spanloom.*: announcements and heartbeats
         self.metrics: list[Any] = []
         self.resources: list[dict[str, Any]] = []
+        self.resources_of_logs: list[dict[str, Any]] = []
         self.requests: list[dict[str, str]] = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -61,7 +65,7 @@ class Receiver:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -73,13 +77,19 @@ class Receiver:
                 for scope in resource.scope_spans:
                     self.spans += scope.spans
         elif path == "/v1/logs":
-            for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
-                for scope in resource.scope_logs:
-                    self.logs += scope.log_records
+            self._take_logs(ExportLogsServiceRequest.FromString(body))
         elif path == "/v1/metrics":
             for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
                 for scope in resource.scope_metrics:
                     self.metrics += scope.metrics
+
+    def _take_logs(self, request: ExportLogsServiceRequest) -> None:
+        for resource in request.resource_logs:
+            self.resources_of_logs.append(attributes(resource.resource))
+            for scope in resource.scope_logs:
+                for record in scope.log_records:
+                    ours = record.event_name.startswith(semconv.SPANLOOM_EVENT_PREFIX)
+                    (self.events if ours else self.logs).append(record)
 
     def spans_of(self, trace_id: str) -> list[Any]:
         return [span for span in list(self.spans) if span.trace_id.hex() == trace_id]
