@@ -8,6 +8,12 @@ Common to both sides:
 - An unknown trace id, service or metric is not an error: the answer is None or empty.
 - A trace id is 32 lowercase hex characters; anything else raises QueryError.
 - After close() every call raises StoreClosedError.
+
+Spans that have not ended are known from the log events `spanloom.span.open` and
+`spanloom.process.heartbeat`. A Writer keeps these as states instead of records: the latest
+announcement of each open span until its end arrives, incomplete ends included, and the latest
+heartbeat of each process. They survive what spans survive, and never stand beside a finished
+span of the same id. Searches find them like finished ones, as long as they are known to have run.
 """
 
 from collections.abc import Sequence
@@ -19,7 +25,9 @@ from spanloom.model import (
     LogEvent,
     MetricPoint,
     MetricQuery,
+    OpenSpan,
     Operation,
+    ProcessState,
     Span,
     Trace,
     TraceQuery,
@@ -44,10 +52,13 @@ class Reader(Protocol):
     """Reading. What a Writer has acknowledged is seen by the next call."""
 
     def get_trace(self, trace_id: str) -> Trace | None:
-        """All spans of one trace, or None where not one is stored."""
+        """All spans of one trace, open ones too, or None where not one is stored."""
 
     def get_span(self, trace_id: str, span_id: str) -> Span | None:
-        """One span, without reading the rest of its trace; None for any id that is not stored."""
+        """One span, without reading the rest of its trace; None for any id that is not stored.
+
+        An open one is marked `spanloom.in_flight`, see `OpenSpan`.
+        """
 
     def find_traces(self, query: TraceQuery) -> list[Trace]:
         """Whole traces that match, newest first (for APIs that return spans)."""
@@ -72,6 +83,19 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""
+
+
+@runtime_checkable
+class InFlight(Protocol):
+    """Reading what has not ended, process by process, as the reaper does."""
+
+    def processes(self) -> list[ProcessState]:
+        """Every process that announced spans or sent heartbeats lately, by key."""
+
+    def open_spans(
+        self, process: str, *, lost_only: bool = False, limit: int = 1000
+    ) -> list[OpenSpan]:
+        """Open spans of a process, in any order; `lost_only` those its heartbeats do not list."""
 
 
 @runtime_checkable

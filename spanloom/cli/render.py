@@ -18,6 +18,7 @@ from spanloom.model import (
     Attributes,
     AttributeValue,
     LogEvent,
+    OpenState,
     Span,
     Trace,
     TreeNode,
@@ -34,6 +35,11 @@ _INDENT_SHARE = 9
 _VALUE_LIMIT = 2_000
 _NARROWEST_NAME = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+OPEN_STYLES = {
+    OpenState.RUNNING: "cyan",
+    OpenState.STALLED: "yellow",
+    OpenState.LOST: "bold yellow",
+}
 _ERROR, _WARN = 17, 13  # severity_number, logs data model
 
 
@@ -59,6 +65,8 @@ class _Frame:
 
     start_ns: int
     duration_ns: int
+    open_states: Mapping[str, OpenState]
+    """Of the spans that have not ended, by id."""
 
 
 def trace_lines(trace: Trace, details: Details, width: int | None) -> list[Text]:
@@ -67,7 +75,8 @@ def trace_lines(trace: Trace, details: Details, width: int | None) -> list[Text]
     rows = list(_rows(trace.roots(), deepest))
     usage = _subtree_usage([row.node for row in rows])
     names = [_name(row) for row in rows]
-    frame = _Frame(trace.start_time_unix_nano, trace.duration_ns)
+    states = {one.span.span_id: one.state for one in trace.open_spans}
+    frame = _Frame(trace.start_time_unix_nano, trace.duration_ns, states)
     columns = [_columns(row.node, frame, usage[row.node.span.span_id]) for row in rows]
     cells = [max(column.cell_len for column in kind) for kind in zip(*columns, strict=True)]
     name_cells = max(name.cell_len for name in names)
@@ -102,6 +111,8 @@ def _headline(trace: Trace) -> Text:
         duration(summary.duration_ns),
         _count(summary.span_count, "span"),
     ]
+    if summary.open_span_count:
+        parts.append(f"{summary.open_span_count:,} in flight")
     if summary.error_count:
         parts.append(_count(summary.error_count, "error"))
     if summary.usage.total_tokens:
@@ -161,17 +172,21 @@ def _columns(node: TreeNode, frame: _Frame, usage: Usage) -> list[Text]:
     is_llm = bool(Usage.of_span(span).total_tokens)
     style = "" if is_llm else "dim"  # sums stand back behind the requests they are made of
     tokens = f"{usage.input_tokens:,}→{usage.output_tokens:,}" if usage.total_tokens else ""
+    state = frame.open_states.get(span.span_id)
+    # What has not ended lasts at least so long.
+    length = duration(span.duration_ns) + ("" if state is None else "+")
+    colour = "red" if span.is_error else "green" if state is None else OPEN_STYLES[state]
     return [
-        Text(duration(span.duration_ns).rjust(8)),
-        Text(_bar(span, frame), style="red" if span.is_error else "green"),
+        Text(length.rjust(8)),
+        Text(_bar(span, frame, is_open=state is not None), style=colour),
         Text(tokens, style=style),
         Text(cost(usage.cost_usd), style=style),
-        _ending(span),
+        _ending(span) if state is None else Text(state.value, style=OPEN_STYLES[state]),
     ]
 
 
-def _bar(span: Span, frame: _Frame) -> str:
-    """Where in the trace the span lies, in eighths of a cell at its end."""
+def _bar(span: Span, frame: _Frame, *, is_open: bool) -> str:
+    """Where in the trace the span lies, in eighths of a cell at its end; open ones are shaded."""
     whole = frame.duration_ns
     if not whole:
         return "▏".ljust(BAR_CELLS)
@@ -180,6 +195,8 @@ def _bar(span: Span, frame: _Frame) -> str:
     eighths = max(1, round(8 * BAR_CELLS * (offset + span.duration_ns) / whole) - 8 * start)
     eighths = min(eighths, 8 * (BAR_CELLS - start))
     bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    if is_open:
+        bar = "▒" * len(bar)
     return (" " * start + bar).ljust(BAR_CELLS)
 
 

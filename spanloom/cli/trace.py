@@ -52,13 +52,10 @@ def trace(
         found = _find(source, trace_id)
         records = source.trace_logs(found.trace_id) if logs else []
     if as_json:
-        from spanloom.otlp import logs_to_json, traces_to_json  # noqa: PLC0415  # loads protobuf
-        from spanloom.server.native_api import summary_json  # noqa: PLC0415
+        from spanloom.otlp import logs_to_json  # noqa: PLC0415  # loads protobuf
+        from spanloom.server.native_api import summary_json, trace_json  # noqa: PLC0415
 
-        document = {
-            "summary": summary_json(found.summary()),
-            "trace": traces_to_json(found.spans),
-        }
+        document = {"summary": summary_json(found.summary()), **trace_json(found)}
         if logs:
             document["logs"] = logs_to_json(records)
         print_json(document)
@@ -77,7 +74,8 @@ def _find(source: Reader, text: str) -> Trace:
     if found is None:
         raise NotFoundError(
             f"there is no trace {trace_id} here; `spanloom traces` lists the recent ones "
-            "(a trace appears within a second of the end of its first span)"
+            "(a trace appears within a second of the end of its first span, or while that is "
+            "still open after two)"
         )
     return found
 

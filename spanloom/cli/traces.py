@@ -28,6 +28,7 @@ _COLUMNS = (
     Column("ERRORS", "right"),
     Column("TOKENS", "right"),
     Column("COST", "right"),
+    Column("IN FLIGHT", "right"),
 )
 
 
@@ -72,6 +73,7 @@ def traces(
       spanloom traces
       spanloom traces --service agent-api --since 1h --min-duration 500ms
       spanloom traces --errors --tag user.id=alice
+      spanloom traces --tag spanloom.in_flight=true
       spanloom traces --json | jq -r '.traces[].trace_id'
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     conditions = options.parse_tags(tags or ())
@@ -109,9 +111,10 @@ def _row(summary: TraceSummary, *, short: bool) -> list[Text]:
         Text(local_time(summary.start_time_unix_nano, date=not (short and recent))),
         Text(trace_id[:_SHORT_ID] if short else trace_id, style="bold"),
         Text.assemble((clean(summary.root_service), "cyan"), " ", clean(summary.root_name)),
-        Text(duration(summary.duration_ns)),
+        Text(duration(summary.duration_ns) + ("+" if summary.open_span_count else "")),
         Text(f"{summary.span_count:,}"),
         Text(f"{summary.error_count:,}" if summary.error_count else "", style="red"),
         Text(f"{tokens:,}" if tokens else ""),
         Text(cost(summary.usage.cost_usd)),
+        Text(f"{summary.open_span_count:,}" if summary.open_span_count else "", style="cyan"),
     ]

@@ -6,6 +6,7 @@ and meaning follow opentelemetry-proto (trace.proto, logs.proto, metrics.proto v
 """
 
 from spanloom.model.attributes import Attributes, AttributeValue, EntityRef, Resource, Scope
+from spanloom.model.inflight import Heartbeat, OpenSpan, OpenState, ProcessState, SpanOpened
 from spanloom.model.log import LogEvent
 from spanloom.model.metric import Exemplar, Histogram, MetricKind, MetricPoint, MetricQuery
 from spanloom.model.query import Operation, TraceQuery
@@ -17,18 +18,23 @@ __all__ = [
     "Attributes",
     "EntityRef",
     "Exemplar",
+    "Heartbeat",
     "Histogram",
     "LogEvent",
     "MetricKind",
     "MetricPoint",
     "MetricQuery",
+    "OpenSpan",
+    "OpenState",
     "Operation",
+    "ProcessState",
     "Resource",
     "Scope",
     "Span",
     "SpanEvent",
     "SpanKind",
     "SpanLink",
+    "SpanOpened",
     "Status",
     "StatusCode",
     "Trace",

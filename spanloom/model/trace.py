@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spanloom import semconv
+from spanloom.model.inflight import OpenSpan
 from spanloom.model.span import Span
 
 
@@ -81,7 +82,10 @@ class TreeNode:
 
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
-    """One line of a trace list. `root_name` is that of the earliest root or orphan."""
+    """One line of a trace list. `root_name` is that of the earliest root or orphan.
+
+    Open spans count in everything: as spans, and as long as they are known to have run.
+    """
 
     trace_id: str
     root_service: str
@@ -92,24 +96,37 @@ class TraceSummary:
     error_count: int
     services: tuple[str, ...]
     usage: Usage
+    open_span_count: int = 0
+    """Spans that have not ended; above 0 the trace is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """All stored spans of one trace id, in order of start. Never empty."""
+    """All that is known of one trace id. Never empty; no span id occurs twice."""
 
     trace_id: str
     spans: tuple[Span, ...]
+    """Finished spans, in order of start."""
+    open_spans: tuple[OpenSpan, ...] = ()
+    """Spans that have not ended, in order of start."""
+
+    @property
+    def all_spans(self) -> tuple[Span, ...]:
+        """Finished and open ones, in order of start; open ones end where they were last seen."""
+        if not self.open_spans:
+            return self.spans
+        both = (*self.spans, *(one.span for one in self.open_spans))
+        return tuple(sorted(both, key=lambda s: (s.start_time_unix_nano, s.span_id)))
 
     @property
     def start_time_unix_nano(self) -> int:
         """Earliest start."""
-        return min(span.start_time_unix_nano for span in self.spans)
+        return min(span.start_time_unix_nano for span in self.all_spans)
 
     @property
     def end_time_unix_nano(self) -> int:
         """Latest end."""
-        return max(span.end_time_unix_nano for span in self.spans)
+        return max(span.end_time_unix_nano for span in self.all_spans)
 
     @property
     def duration_ns(self) -> int:
@@ -120,7 +137,7 @@ class Trace:
     def usage(self) -> Usage:
         """Sum over the LLM spans."""
         total = Usage()
-        for span in self.spans:
+        for span in self.all_spans:
             total += Usage.of_span(span)
         return total
 
@@ -134,16 +151,17 @@ class Trace:
               └ POST /chat         <- root here: its parent is not in the store
                  └ invoke_workflow
         """
-        by_id = {span.span_id: span for span in self.spans}
+        spans = self.all_spans
+        by_id = {span.span_id: span for span in spans}
         children: dict[str, list[Span]] = defaultdict(list)
         tops: list[Span] = []
-        for span in sorted(self.spans, key=lambda s: (s.start_time_unix_nano, s.span_id)):
+        for span in sorted(spans, key=lambda s: (s.start_time_unix_nano, s.span_id)):
             if span.parent_span_id in by_id and span.parent_span_id != span.span_id:
                 children[span.parent_span_id].append(span)
             else:
                 tops.append(span)
         reached = _descendants(tops, children)
-        for span in sorted(self.spans, key=lambda s: (s.start_time_unix_nano, s.span_id)):
+        for span in sorted(spans, key=lambda s: (s.start_time_unix_nano, s.span_id)):
             if span.span_id not in reached:  # a cycle: cut it at its earliest span
                 children[span.parent_span_id].remove(span)
                 tops.append(span)
@@ -153,16 +171,18 @@ class Trace:
     def summary(self) -> TraceSummary:
         """The trace's line in a list."""
         top = self.roots()[0].span
+        spans = self.all_spans
         return TraceSummary(
             trace_id=self.trace_id,
             root_service=top.service_name,
             root_name=top.name,
             start_time_unix_nano=self.start_time_unix_nano,
             duration_ns=self.duration_ns,
-            span_count=len(self.spans),
-            error_count=sum(span.is_error for span in self.spans),
-            services=tuple(sorted({span.service_name for span in self.spans})),
+            span_count=len(spans),
+            error_count=sum(span.is_error for span in spans),
+            services=tuple(sorted({span.service_name for span in spans})),
             usage=self.usage,
+            open_span_count=len(self.open_spans),
         )
 
 

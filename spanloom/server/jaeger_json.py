@@ -2,6 +2,11 @@
 
 The mapping from OTLP follows the OpenTelemetry specification, "OpenTelemetry to Jaeger
 Transformation", as Jaeger itself applies it. Times and durations are microseconds.
+
+Spans that have not ended are shown too, as long as they are known to have run, marked by the tags
+`spanloom.in_flight` and `spanloom.incomplete` and a warning. Neither the Jaeger UI nor Grafana
+keeps what it was shown, and the store never holds an open span beside the finished one, so a
+span id has one version at any time: it grows from look to look until its end takes its place.
 """
 
 import base64
@@ -21,7 +26,7 @@ from spanloom.model import (
     StatusCode,
     Trace,
 )
-from spanloom.semconv import SERVICE_NAME, SPANLOOM_INCOMPLETE
+from spanloom.semconv import SERVICE_NAME, SPANLOOM_IN_FLIGHT, SPANLOOM_INCOMPLETE
 
 _MAX_SAFE_INTEGER: Final = 2**53 - 1  # beyond it JavaScript rounds, so Jaeger sends text
 _NS_PER_US: Final = 1_000
@@ -32,7 +37,7 @@ Json = dict[str, Any]
 def trace_json(trace: Trace) -> Json:
     """`{traceID, spans, processes, warnings}`."""
     processes = _Processes()
-    spans = [span_json(span, processes.key(span.resource)) for span in trace.spans]
+    spans = [span_json(span, processes.key(span.resource)) for span in trace.all_spans]
     return {
         "traceID": trace.trace_id,
         "spans": spans,
@@ -141,8 +146,13 @@ def _log(event: SpanEvent) -> Json:
 
 def _warnings(span: Span) -> list[str] | None:
     warnings: list[str] = []
-    if span.attributes.get(SPANLOOM_INCOMPLETE) is True:
-        warnings.append("This span never ended: its process died, and the end is a guess.")
+    if span.attributes.get(SPANLOOM_IN_FLIGHT) is True:
+        warnings.append("This span has not ended: it is shown until its last sign of life.")
+    elif span.attributes.get(SPANLOOM_INCOMPLETE) is True:
+        warnings.append(
+            "This span's end was never received: its process died or lost it, and the end shown "
+            "is the last sign of life."
+        )
     if span.end_time_unix_nano < span.start_time_unix_nano:
         warnings.append("This span ended before it started: a clock ran backwards.")
     return warnings or None

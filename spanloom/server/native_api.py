@@ -2,7 +2,8 @@
 
     GET /api/spanloom/traces?service=&operation=&tag=k:v&tags={json}&start_ns=&end_ns=
                              &min_duration_ns=&max_duration_ns=&errors=&limit=
-    GET /api/spanloom/traces/{id}                    {"trace": TracesData}
+    GET /api/spanloom/traces/{id}                    {"trace": TracesData}, and while something
+                             is open {"open": TracesData, "open_states": {span id: {…}}}
     GET /api/spanloom/traces/{id}/spans/{span_id}    {"trace": TracesData} of that one span
     GET /api/spanloom/traces/{id}/logs?limit=        LogsData
     GET /api/spanloom/services
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from spanloom.contract import Reader
-from spanloom.model import MetricQuery, TraceQuery, TraceSummary
+from spanloom.model import MetricQuery, Trace, TraceQuery, TraceSummary
 from spanloom.otlp import logs_to_json, metrics_to_json, traces_to_json
 from spanloom.server import query_params
 from spanloom.server.responses import (
@@ -97,7 +98,24 @@ def summary_json(summary: TraceSummary) -> dict[str, Any]:
             "output_tokens": usage.output_tokens,
             "cost_usd": usage.cost_usd,
         },
+        "open_span_count": summary.open_span_count,
     }
+
+
+def trace_json(trace: Trace) -> dict[str, Any]:
+    """A whole trace: finished spans and open ones apart, so that nobody mistakes one kind."""
+    document: dict[str, Any] = {"trace": traces_to_json(trace.spans)}
+    if trace.open_spans:
+        document["open"] = traces_to_json([one.span for one in trace.open_spans])
+        document["open_states"] = {
+            one.span.span_id: {
+                "state": one.state.value,
+                "process": one.process,
+                "revision": one.revision,
+            }
+            for one in trace.open_spans
+        }
+    return document
 
 
 class _NativeApi:
@@ -126,7 +144,7 @@ class _NativeApi:
         trace = self._reader.get_trace(trace_id)
         if trace is None:
             return native_error(404, f"No span of trace {trace_id} is stored (yet).")
-        return json_response({"trace": traces_to_json(trace.spans)})
+        return json_response(trace_json(trace))
 
     async def logs(self, request: Request) -> Response:
         trace_id = query_params.trace_id(request.path_params["trace_id"])

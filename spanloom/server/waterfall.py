@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from spanloom import semconv
-from spanloom.model import LogEvent, Span, Trace, TreeNode, Usage
+from spanloom.model import LogEvent, OpenState, Span, Trace, TreeNode, Usage
 from spanloom.server.jaeger_json import plain_value
 from spanloom.server.text import one_line, severity_name, visible
 
@@ -55,15 +55,17 @@ def colours(services: Iterable[str]) -> dict[str, int]:
 def trace_view(trace: Trace, logs: Sequence[LogEvent]) -> Json:
     """Everything the page's script needs to draw; times are nanoseconds after the trace's start.
 
-    Offsets and durations are numbers: they stay exact in JavaScript up to 104 days.
+    Offsets and durations are numbers: they stay exact in JavaScript up to 104 days. A row of a
+    span that has not ended has a `state`, and is as long as it is known to have run.
     """
     start = trace.start_time_unix_nano
-    palette = colours(span.service_name for span in trace.spans)
+    palette = colours(span.service_name for span in trace.all_spans)
     services = list(palette)
     index = {service: number for number, service in enumerate(services)}
+    states = {one.span.span_id: one.state for one in trace.open_spans}
     rows: list[Json] = []
     for root in trace.roots():
-        rows.extend(_rows(root, start, index, first=len(rows)))
+        rows.extend(_rows(root, start, index, states, first=len(rows)))
     row_of = {row["id"]: number for number, row in enumerate(rows)}
     return {
         "traceId": trace.trace_id,
@@ -72,6 +74,7 @@ def trace_view(trace: Trace, logs: Sequence[LogEvent]) -> Json:
         "services": [
             {"name": one_line(service), "colour": palette[service]} for service in services
         ],
+        "open": len(trace.open_spans),
         "rows": rows,
         "logs": [_log(event, start, row_of, index) for event in logs],
     }
@@ -85,7 +88,9 @@ def stray_count(view: Json) -> int:
     return sum(1 for row in view["rows"][1:] if row.get("orphan"))
 
 
-def _rows(root: TreeNode, start: int, services: dict[str, int], first: int) -> list[Json]:
+def _rows(
+    root: TreeNode, start: int, services: dict[str, int], states: dict[str, OpenState], first: int
+) -> list[Json]:
     walked = list(root.walk())
     sizes = [1] * len(walked)
     usages = [Usage.of_span(node.span) for _, node in walked]
@@ -98,6 +103,11 @@ def _rows(root: TreeNode, start: int, services: dict[str, int], first: int) -> l
     rows = []
     for number, (depth, node) in enumerate(walked):
         row = _row(node.span, start, services, usages[number])
+        state = states.get(node.span.span_id)
+        if state is not None:
+            row["state"] = state.value
+        elif node.span.attributes.get(semconv.SPANLOOM_INCOMPLETE) is True:
+            row["incomplete"] = True
         row["depth"] = depth
         row["size"] = sizes[number]
         row["parent"] = parents[number] + first if number else -1
@@ -131,8 +141,6 @@ def _row(span: Span, start: int, services: dict[str, int], usage: Usage) -> Json
     outcome = span.attributes.get(semconv.SPANLOOM_OUTCOME)
     if isinstance(outcome, str) and outcome not in ("", semconv.OUTCOME_OK):
         row["outcome"] = one_line(outcome)
-    if span.attributes.get(semconv.SPANLOOM_INCOMPLETE) is True:
-        row["incomplete"] = True
     if usage.total_tokens:
         row["input"], row["output"] = usage.input_tokens, usage.output_tokens
     if usage.cost_usd is not None:

@@ -22,6 +22,8 @@ from spanloom.model import (
     LogEvent,
     MetricPoint,
     MetricQuery,
+    OpenSpan,
+    OpenState,
     Operation,
     Span,
     SpanKind,
@@ -74,9 +76,13 @@ class HttpReader:
         document = self._get(f"/traces/{_checked(trace_id)}", missing_is_none=True)
         if document is None:
             return None
-        spans = self._decode(decode_traces, document, "trace")
-        ordered = sorted(spans, key=lambda span: (span.start_time_unix_nano, span.span_id))
-        return Trace(trace_id, tuple(ordered)) if spans else None
+        spans = _in_order(self._decode(decode_traces, document, "trace"))
+        still_open: list[OpenSpan] = []
+        if "open" in document:
+            unfinished = _in_order(self._decode(decode_traces, document, "open"))
+            states = self._read(lambda: document["open_states"])
+            still_open = self._read(lambda: [_open_span(span, states) for span in unfinished])
+        return Trace(trace_id, spans, tuple(still_open)) if spans or still_open else None
 
     def get_span(self, trace_id: str, span_id: str) -> Span | None:
         """One span, or None where the server does not have it."""
@@ -276,7 +282,18 @@ def _summary(item: Mapping[str, Any]) -> TraceSummary:
             int(usage["output_tokens"]),
             None if usage.get("cost_usd") is None else float(usage["cost_usd"]),
         ),
+        # Missing in answers of servers that knew nothing of open spans.
+        open_span_count=int(item.get("open_span_count", 0)),
     )
+
+
+def _in_order(spans: Sequence[Span]) -> tuple[Span, ...]:
+    return tuple(sorted(spans, key=lambda span: (span.start_time_unix_nano, span.span_id)))
+
+
+def _open_span(span: Span, states: Mapping[str, Mapping[str, Any]]) -> OpenSpan:
+    known = states[span.span_id]
+    return OpenSpan(span, OpenState(known["state"]), str(known["process"]), int(known["revision"]))
 
 
 def _sentence(response: httpx2.Response) -> str:

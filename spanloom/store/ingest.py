@@ -11,11 +11,13 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from spanloom import semconv
 from spanloom.contract import Batch
-from spanloom.model import LogEvent, MetricPoint, Span, Usage
+from spanloom.model import Heartbeat, LogEvent, MetricPoint, Span, SpanOpened, Usage
+from spanloom.model.inflight import EVENTS, read_event
 from spanloom.otlp.encode import write_log
 from spanloom.otlp.metrics import write_point
 from spanloom.otlp.values import clean
 from spanloom.store import tags
+from spanloom.store.inflight import OpenSpanTable
 from spanloom.store.interning import (
     InternedOperation,
     InternedResource,
@@ -105,6 +107,7 @@ class Ingest:
         self._connection = connection
         self._references = References(connection)
         self._interning = Interning(connection, self._references)
+        self._open_spans = OpenSpanTable(connection, self._references)
         self._traces: dict[bytes, tuple[int, int]] = {}
         self._next_span = 0
         self._open_block: tuple[int, set[int]] = (-1, set())
@@ -113,6 +116,7 @@ class Ingest:
     def forget(self) -> None:
         """Drop whatever is remembered of the tables and read it again when needed."""
         self._interning.forget()
+        self._open_spans.forget()
         self._traces.clear()
         self._open_block = (-1, set())
         (last,) = self._connection.execute("SELECT max(id) FROM spans").fetchone()
@@ -124,7 +128,10 @@ class Ingest:
         if batch.spans:
             self._add_spans(batch.spans, now_ms)
         if batch.logs:
-            self._add_logs(batch.logs, now_ms)
+            self._note_in_flight(batch.logs, now_ms)
+            self._add_logs(
+                [event for event in batch.logs if event.event_name not in EVENTS], now_ms
+            )
         if batch.metrics:
             self._add_points(batch.metrics, now_ms)
 
@@ -138,6 +145,7 @@ class Ingest:
             rows = self._superseding(rows)
             self._insert(rows)
         self._connection.execute("RELEASE new_spans")
+        self._open_spans.ended((row.trace, row.span_id) for row in rows)
         self._add_to_blocks(rows)
         self._count_operations(Counter(row.operation.id for row in rows))
         self._references.add_rows((row.resource.id, row.scope.id) for row in rows)
@@ -255,6 +263,16 @@ class Ingest:
                 [(number, tag) for tag in sorted(hashes - stored)],
             )
             stored |= hashes
+
+    def _note_in_flight(self, events: Sequence[LogEvent], now_ms: int) -> None:
+        # In a list, so that the scopes made here keep their identity while it is asked for.
+        notes = [read_event(event) for event in events if event.event_name in EVENTS]
+        for note in notes:
+            if isinstance(note, Heartbeat):
+                self._open_spans.beat(note, now_ms)
+            elif isinstance(note, SpanOpened) and self._open_spans.has_room():
+                self._open_spans.opened(self._row(note.span, now_ms), note, now_ms)
+        self._interning.start_batch()
 
     def _add_logs(self, events: Sequence[LogEvent], now_ms: int) -> None:
         rows = []

@@ -2,6 +2,8 @@
 
 import re
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,9 @@ from spanloom.model import (
     LogEvent,
     MetricPoint,
     MetricQuery,
+    OpenSpan,
     Operation,
+    ProcessState,
     Resource,
     Scope,
     Span,
@@ -24,6 +28,7 @@ from spanloom.model import (
     TraceSummary,
     Usage,
 )
+from spanloom.model.inflight import LOST_AFTER_MISSES, open_state
 from spanloom.otlp.decode import read_log
 from spanloom.otlp.metrics import read_points
 from spanloom.otlp.values import clean, read_resource, read_scope
@@ -40,8 +45,9 @@ _MAX_CACHED: Final = 10_000
 class SqliteReader:
     """Reads a store file; implements `contract.Reader`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         self.path = path
+        self._clock = clock
         self._pool = ReaderPool(path)
         # Rows of these tables never change and their ids are never used twice.
         self._resources: dict[int, Resource] = {}
@@ -53,7 +59,8 @@ class SqliteReader:
         key = _trace_key(trace_id)
         with self._pool.snapshot() as connection:
             row = connection.execute("SELECT id FROM traces WHERE trace_id = ?", (key,)).fetchone()
-            return self._trace(connection, row[0], trace_id) if row else None
+            trace = self._trace(connection, row[0], trace_id) if row else None
+            return trace if trace is not None and trace.all_spans else None
 
     def get_span(self, trace_id: str, span_id: str) -> Span | None:
         """See `contract.Reader`."""
@@ -61,9 +68,9 @@ class SqliteReader:
         if not _SPAN_ID.fullmatch(span_id):
             return None
         with self._pool.snapshot() as connection:
-            row = connection.execute(
-                sql.statement("one_span"), {"trace_id": key, "span_id": bytes.fromhex(span_id)}
-            ).fetchone()
+            wanted = {"trace_id": key, "span_id": bytes.fromhex(span_id)}
+            row = connection.execute(sql.statement("one_span"), wanted).fetchone()
+            row = row or connection.execute(sql.statement("one_open_span"), wanted).fetchone()
             return self._span(connection, trace_id, row) if row else None
 
     def find_traces(self, query: TraceQuery) -> list[Trace]:
@@ -143,6 +150,25 @@ class SqliteReader:
             )
         ]
 
+    def processes(self) -> list[ProcessState]:
+        """See `contract.InFlight`."""
+        with self._pool.snapshot() as connection:
+            return sorted(self._processes(connection).values(), key=lambda process: process.key)
+
+    def open_spans(
+        self, process: str, *, lost_only: bool = False, limit: int = 1000
+    ) -> list[OpenSpan]:
+        """See `contract.InFlight`."""
+        parameters = {
+            "key": clean(process),
+            "min_misses": LOST_AFTER_MISSES if lost_only else 0,
+            "limit": capped(max(0, limit)),
+        }
+        with self._pool.snapshot() as connection:
+            rows = connection.execute(sql.statement("open_of_process"), parameters).fetchall()
+            processes = self._processes(connection) if rows else {}
+            return [self._open_span(connection, row[0].hex(), row[1:], processes) for row in rows]
+
     def check_schema(self) -> None:
         """Refuse a file that is not a store of this version; see `schema.check`."""
         with self._pool.snapshot() as connection:
@@ -158,7 +184,48 @@ class SqliteReader:
 
     def _trace(self, connection: sqlite3.Connection, row_id: int, trace_id: str) -> Trace:
         rows = connection.execute(sql.statement("trace_spans"), {"trace": row_id}).fetchall()
-        return Trace(trace_id, tuple(self._span(connection, trace_id, row) for row in rows))
+        spans = tuple(self._span(connection, trace_id, row) for row in rows)
+        rows = connection.execute(sql.statement("open_in_trace"), {"trace": row_id}).fetchall()
+        processes = self._processes(connection) if rows else {}
+        return Trace(
+            trace_id,
+            spans,
+            tuple(self._open_span(connection, trace_id, row, processes) for row in rows),
+        )
+
+    def _open_span(
+        self,
+        connection: sqlite3.Connection,
+        trace_id: str,
+        row: tuple[Any, ...],
+        processes: dict[int, ProcessState],
+    ) -> OpenSpan:
+        *of_span, revision, misses, process_row = row
+        process = processes[process_row]
+        return OpenSpan(
+            span=self._span(connection, trace_id, tuple(of_span)),
+            state=open_state(process, misses, self._clock()),
+            process=process.key,
+            revision=revision,
+        )
+
+    def _processes(self, connection: sqlite3.Connection) -> dict[int, ProcessState]:
+        rows = connection.execute(
+            sql.statement("processes"), {"lost_after": LOST_AFTER_MISSES}
+        ).fetchall()
+        return {
+            row[0]: ProcessState(
+                key=row[1],
+                time_unix_nano=row[2],
+                arrived_unix_nano=row[3] * 1_000_000,
+                sequence=row[4],
+                ended=bool(row[5]),
+                open_spans=row[6],
+                lost_spans=row[7],
+                most_misses=row[8],
+            )
+            for row in rows
+        }
 
     def _span(self, connection: sqlite3.Connection, trace_id: str, row: SpanRow) -> Span:
         resource, scope = self._resource(connection, row[7]), self._scope(connection, row[8])
@@ -202,9 +269,9 @@ class SqliteReader:
 
 def _summary(connection: sqlite3.Connection, row_id: int) -> TraceSummary:
     trace = {"trace": row_id}
-    trace_id, start, end, spans, errors, input_tokens, output_tokens, cost = connection.execute(
-        sql.statement("trace_totals"), trace
-    ).fetchone()
+    trace_id, start, end, spans, errors, input_tokens, output_tokens, cost, open_spans = (
+        connection.execute(sql.statement("trace_totals"), trace).fetchone()
+    )
     service, name = connection.execute(sql.statement("trace_root"), trace).fetchone()
     services = connection.execute(sql.statement("trace_services"), trace).fetchall()
     return TraceSummary(
@@ -217,6 +284,7 @@ def _summary(connection: sqlite3.Connection, row_id: int) -> TraceSummary:
         error_count=errors,
         services=tuple(each for (each,) in services),
         usage=Usage(input_tokens, output_tokens, cost),
+        open_span_count=open_spans,
     )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+from spanloom.store.inflight import delete_idle_processes
 from spanloom.store.ingest import BLOCK_BITS
 from spanloom.store.references import References
 
@@ -45,6 +46,7 @@ class Sweeper:
 
         Row ids that were deleted may be given out again.
         """
+        delete_idle_processes(self._connection, now_ms)
         cutoff_ms = self._cutoff_ms(now_ms)
         if cutoff_ms is None:
             return False
@@ -109,12 +111,17 @@ class Sweeper:
                 "DELETE FROM spans WHERE trace = ? RETURNING id, operation, resource, scope",
                 (trace,),
             ).fetchall()
+            still_open = self._connection.execute(
+                "DELETE FROM open_spans WHERE trace = ? RETURNING NULL, operation, resource, scope",
+                (trace,),
+            ).fetchall()
+            self._count("open_spans", -len(still_open))
             self._connection.execute("DELETE FROM traces WHERE id = ?", (trace,))
             self._connection.executemany(
                 "UPDATE operations SET span_count = span_count - 1 WHERE id = ?",
-                [(operation,) for _, operation, _, _ in rows],
+                [(operation,) for _, operation, _, _ in (*rows, *still_open)],
             )
-            shared.update((resource, scope) for _, _, resource, scope in rows)
+            shared.update((resource, scope) for _, _, resource, scope in (*rows, *still_open))
             blocks.update(row[0] >> BLOCK_BITS for row in rows)
             deleted += len(rows)
             gone += 1

@@ -54,7 +54,15 @@ def matching_traces(
         if query.tags
         else partial(_latest, connection)
     )
+    # Open spans stand outside of the blocks: there are few, and they come and go.
+    found_open = (
+        _TagFilter(matcher, shared_tags).matches(connection, columns, "find_open")
+        if query.tags
+        else connection.execute(sql.statement("latest_open"), columns).fetchall()
+    )
     latest: dict[int, int] = {}
+    for trace, start in found_open:
+        latest[trace] = max(start, latest.get(trace, start))
     for block, max_start in connection.execute(
         sql.statement("find_blocks"), {**bounds, "tags": json.dumps(_block_tags(query, matcher))}
     ):
@@ -94,12 +102,15 @@ class _TagFilter:
         self._remaining: dict[tuple[int, int, int, int], tuple[tags.Wanted, ...]] = {}
 
     def matches(
-        self, connection: sqlite3.Connection, parameters: dict[str, Any]
+        self,
+        connection: sqlite3.Connection,
+        parameters: dict[str, Any],
+        statement: str = "find_in_block",
     ) -> list[tuple[int, int]]:
-        """Trace and start of each matching span in a block."""
+        """Trace and start of each matching span that a statement finds."""
         found = []
         for trace, start, status, kind, resource, scope, details in connection.execute(
-            sql.statement("find_in_block"), parameters
+            sql.statement(statement), parameters
         ).fetchall():
             shared = (status, kind, resource, scope)
             wanted = self._remaining.get(shared)

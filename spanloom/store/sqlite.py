@@ -37,6 +37,10 @@ class StoreStats:
     traces: int
     logs: int
     metric_points: int
+    open_spans: int
+    """Spans that have not ended."""
+    open_spans_refused: int
+    """Announcements of open spans for which there was no room."""
     bytes: int
     """On disk, write-ahead log included."""
     queue_items: int
@@ -58,7 +62,7 @@ class SqliteStore(SqliteReader):
         sweep_interval_s: float,
         clock: Callable[[], int],
     ) -> None:
-        super().__init__(path)
+        super().__init__(path, clock)
         self._queue_capacity = max_queue_items
         try:
             create(path)
@@ -103,6 +107,8 @@ class SqliteStore(SqliteReader):
             traces=counts["traces"],
             logs=counts["logs"],
             metric_points=counts["metric_points"],
+            open_spans=counts["open_spans"],
+            open_spans_refused=counts["open_spans_refused"],
             bytes=self._bytes_on_disk(),
             queue_items=self._writer.queued_items,
             queue_capacity=self._queue_capacity,

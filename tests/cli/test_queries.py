@@ -103,7 +103,9 @@ def test_traces_lists_what_is_stored(spanloom: Run) -> None:
 
     assert code == 0
     heading, *lines = out.splitlines()
-    assert " ".join(heading.split()) == "TIME TRACE ROOT DURATION SPANS ERRORS TOKENS COST"
+    assert " ".join(heading.split()) == (
+        "TIME TRACE ROOT DURATION SPANS ERRORS TOKENS COST IN FLIGHT"
+    )
     assert len(lines) == 3
     good = next(line for line in lines if GOOD_ID in line)
     assert "agent-api POST /chat" in good

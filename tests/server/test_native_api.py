@@ -85,6 +85,7 @@ def test_a_list_entry_has_text_for_64_bit_numbers(filled: Client) -> None:
         "error_count": 2,
         "services": ["agent", "offline-llm", "retrieval"],
         "usage": {"input_tokens": 2310, "output_tokens": 248, "cost_usd": pytest.approx(0.00502)},
+        "open_span_count": 0,
     } == entry
 
 

@@ -32,10 +32,11 @@ from tests.builders import (
     trace_id,
     trace_of,
 )
+from tests.store.contract_inflight import InFlightContract
 from tests.store.contract_search import TIMEOUT_S, SearchContract, found, put
 
 
-class ContractSuite(SearchContract):
+class ContractSuite(InFlightContract, SearchContract):
     """All promises; see the module's docstring."""
 
     # --- protocol, unknown things, wrong things -------------------------------------------------

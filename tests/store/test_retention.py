@@ -161,7 +161,7 @@ def test_a_store_of_schema_1_learns_what_is_in_use(tmp_path: Path, clock: Clock)
     path.touch()
     with closing(connect_writer(path)) as connection:
         configure_writer(connection, "process", None)
-        first, _ = sql.migrations()
+        first = sql.migrations()[0]
         schema._apply(connection, *first)
         for table, text in _SCHEMA_1_ROWS.items():
             connection.execute(f"INSERT INTO {table} VALUES ({text})")

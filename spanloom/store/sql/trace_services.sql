@@ -1,6 +1,9 @@
 SELECT DISTINCT services.name
-FROM spans
-JOIN operations ON operations.id = spans.operation
+FROM (
+    SELECT operation FROM spans WHERE trace = :trace
+    UNION
+    SELECT operation FROM open_spans WHERE trace = :trace
+) AS members
+JOIN operations ON operations.id = members.operation
 JOIN services ON services.id = operations.service
-WHERE spans.trace = :trace
 ORDER BY services.name
