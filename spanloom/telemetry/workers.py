@@ -72,10 +72,12 @@ class SharedMetrics:
         self._own_exemplars()
 
         def set_exemplar(value: Any, exemplar: Exemplar) -> None:
-            with contextlib.suppress(Exception):  # telemetry never breaks the application
+            try:
                 file = self._exemplars or self._own_exemplars()
                 if file is not None:
                     file.put(value._key, exemplar)  # noqa: SLF001 - how upstream's files name it
+            except Exception:  # telemetry never breaks the application
+                _logger.debug("an exemplar was not kept", exc_info=True)
 
         values.ValueClass = type(
             "ValueWithExemplar", (values.ValueClass,), {"set_exemplar": set_exemplar}

@@ -447,3 +447,17 @@ def test_an_exemplar_outside_its_bucket_is_not_shown(tmp_path: Path) -> None:
     assert shown == {"0.1", "+Inf"}
     db.close()
     exemplars.close()
+
+
+def test_a_folder_named_too_late_is_said_and_costs_only_the_sum(script: Script) -> None:
+    """The variable is read once; afterwards metrics are per worker, and a line says so."""
+    done = script.run(
+        "import logging, os, prometheus_client, tempfile\n"
+        "logging.basicConfig()\n"
+        "os.environ['PROMETHEUS_MULTIPROC_DIR'] = tempfile.mkdtemp()\n"
+        "from spanloom.telemetry import metrics\n"
+        "metrics.record_request('/x', '200', 1)\n"
+        "print('agent_requests_total' in metrics.render('')[0].decode())"
+    )
+    assert done.stdout.strip() == "True", done.stderr
+    assert "set too late" in done.stderr
