@@ -49,6 +49,8 @@ SEND_TIMEOUT_S: Final = 1.0
 _BATCH: Final = 200
 _MAX_REPEATS: Final = 100
 """Announcements repeated in one look at most: 1,000 spans that change cost 200 events a second."""
+_COUNT_S: Final = 5.0
+"""Time between two counts of the spans for whose announcement there is no room."""
 _MAX_YOUNG: Final = 100
 """Spans younger than the threshold that end the search, because spans lie in order of begin. More
 than one, because a span may be given another time of begin."""
@@ -169,6 +171,7 @@ class InFlight(SpanProcessor):
     def _begin(self) -> None:
         self._announced: dict[int, _Announced] = {}
         self._unannounced = 0
+        self._next_count = 0.0
         self._sequence = 0
         self._next_heartbeat = 0.0
         self._exporter: LogRecordExporter | None = None
@@ -232,6 +235,9 @@ class InFlight(SpanProcessor):
     def _new(self, now: float) -> list[_Due]:
         """Spans that have been open for long enough, as far as there is room for them."""
         due: list[_Due] = []
+        if len(self._announced) >= MAX_ANNOUNCED and now < self._next_count:
+            return due  # nothing can be announced, and walking over many spans is not free
+        self._next_count = now + _COUNT_S
         young = unannounced = 0
         wall = time.time_ns()
         for span_id, span in self._open:

@@ -225,6 +225,8 @@ def setup(
         telemetry = Telemetry(settings, providers.tracer, providers.meter, providers.logger)
         _adopt_global_providers(telemetry)
         _install(telemetry, providers.spool)
+        if providers.spool is not None and telemetry.tracer_provider is not providers.tracer:
+            _logger.warning("SPANLOOM_SPOOL_DIR is not used: others made the tracer provider")
         _handle = telemetry
         return telemetry
 

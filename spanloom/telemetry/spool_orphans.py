@@ -22,7 +22,7 @@ from spanloom import semconv
 from spanloom.telemetry import drops, spool_format
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import SpanCodec
-from spanloom.telemetry.spool_journal import Reader, Stored, stored_records
+from spanloom.telemetry.spool_reader import Reader, Stored, stored_records
 
 _logger: Final = logging.getLogger("spanloom.telemetry")
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Generic, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -14,8 +15,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from spanloom.telemetry import drops, spool_format
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import Codec
-from spanloom.telemetry.spool_journal import BATCH, Journal
+from spanloom.telemetry.spool_journal import Journal
 from spanloom.telemetry.spool_orphans import Orphan
+from spanloom.telemetry.spool_reader import BATCH
 
 T = TypeVar("T")
 _logger: Final = logging.getLogger("spanloom.telemetry")
@@ -47,8 +49,8 @@ class Answers:
         result = self._transport.request(*arguments, **named)
         self.status = result.status_code
         self.retry_after_s = 0.0
-        with contextlib.suppress(AttributeError, ValueError):  # a date, or no answer
-            self.retry_after_s = float(result.headers().get("retry-after") or 0)
+        with contextlib.suppress(Exception):  # whatever the header holds
+            self.retry_after_s = _seconds(result.headers().get("retry-after") or "0")
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +66,13 @@ class Answers:
         answers = cls(transport)
         client._transport = answers  # noqa: SLF001 - there is no other way to learn the status
         return answers
+
+
+def _seconds(retry_after: str) -> float:
+    """Read a Retry-After header: seconds, or the time until a date."""
+    with contextlib.suppress(ValueError):
+        return float(retry_after)
+    return parsedate_to_datetime(retry_after).timestamp() - time.time()
 
 
 class Sender(Generic[T]):
