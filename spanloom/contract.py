@@ -92,10 +92,8 @@ class InFlight(Protocol):
     def processes(self) -> list[ProcessState]:
         """Every process that announced spans or sent heartbeats lately, by key."""
 
-    def open_spans(
-        self, process: str, *, lost_only: bool = False, limit: int = 1000
-    ) -> list[OpenSpan]:
-        """Open spans of a process, in any order; `lost_only` those its heartbeats do not list."""
+    def open_spans(self, process: str, *, min_misses: int = 0, limit: int = 1000) -> list[OpenSpan]:
+        """Open spans of a process that its latest `min_misses` heartbeats did not list."""
 
 
 @runtime_checkable

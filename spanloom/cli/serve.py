@@ -12,6 +12,7 @@ import typer
 from spanloom import ports
 from spanloom.cli import options
 from spanloom.cli.terminal import print_json, stdout
+from spanloom.errors import ConfigurationError
 
 
 class Durability(enum.StrEnum):
@@ -66,6 +67,14 @@ def serve(
             help="Beyond this the oldest traces are deleted.",
         ),
     ] = "10GB",  # type: ignore[assignment]  # the parser turns it into bytes
+    reap_after: Annotated[
+        int,
+        typer.Option(
+            parser=options.duration_ns,
+            metavar="TIME",
+            help="Open spans of a process that was silent for so long are ended as incomplete.",
+        ),
+    ] = "5s",  # type: ignore[assignment]  # the parser turns it into nanoseconds
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,7 +96,13 @@ def serve(
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     from spanloom.server.app import Addresses, ServerConfig  # noqa: PLC0415  # `--help` stays fast
     from spanloom.server.app import serve as run_server  # noqa: PLC0415
+    from spanloom.server.reaper import LEAST_REAP_AFTER_S  # noqa: PLC0415
     from spanloom.store import Retention  # noqa: PLC0415
+
+    if reap_after < LEAST_REAP_AFTER_S * 1e9:
+        raise ConfigurationError(
+            f"--reap-after must be {LEAST_REAP_AFTER_S:g}s or more: heartbeats come once a second"
+        )
 
     def ready(addresses: Addresses) -> None:
         if as_json:
@@ -111,6 +126,7 @@ def serve(
         otlp_http_port=otlp_http_port,
         query_port=query_port,
         durability=durability.value,
+        reap_after_s=reap_after / 1e9,
         allowed_hosts=tuple(allowed_host or ()),
         retention=Retention(max_age_s=retention_age / 1e9, max_bytes=retention_size),
     )

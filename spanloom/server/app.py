@@ -3,7 +3,8 @@
 4317  OTLP/gRPC ─┐
                  ├─▶ Intake ─▶ Writer ┐
 4318  OTLP/HTTP ─┘                    store
-16686 page, Jaeger API, own API ◀─ Reader ┘   /health, /metrics
+16686 page, Jaeger API, own API ◀─ Reader ┤   /health, /metrics
+                         Reaper ◀──────▶ ─┘
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ from spanloom.server import (
 )
 from spanloom.server.listening import HttpServer, listen
 from spanloom.server.monitoring import Monitor
+from spanloom.server.reaper import REAP_AFTER_S, Reaper
 from spanloom.server.security import HostCheck, SecurityHeaders, is_loopback
 from spanloom.server.signals import Intake
 from spanloom.store import Durability, Retention, open_store
@@ -62,6 +64,8 @@ class ServerConfig:
     retention: Retention = field(default_factory=Retention)
     max_body_bytes: int = MAX_BODY_BYTES
     """Largest OTLP request, before and after decompression."""
+    reap_after_s: float = REAP_AFTER_S
+    """Open spans of a process that was silent for so long are ended, marked incomplete."""
     allowed_hosts: tuple[str, ...] = ()
     """Names besides localhost under which the query port may be asked while on loopback."""
 
@@ -118,6 +122,8 @@ async def serve(
         cleanup.push_async_callback(asyncio.to_thread, store.close)
 
         monitor = Monitor(store.stats)
+        reaper = Reaper(store, store, config.reap_after_s, monitor.reaped)
+        await cleanup.enter_async_context(_in_background(reaper.run()))
         intake = Intake(store, monitor, config.max_body_bytes)
         cleanup.callback(intake.close)
         grpc_server = ingest_grpc.server(intake, monitor, config.max_body_bytes)
@@ -156,6 +162,17 @@ def query_application(
     if is_loopback(config.host):
         app = HostCheck(app, (config.host, *config.allowed_hosts))
     return app
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -52,6 +52,12 @@ class Monitor:
             ("signal", "status"),
             registry=self.registry,
         )
+        self._reaped = Counter(
+            "spanloom_reaped_spans",
+            "Open spans that were ended because their process died or lost them.",
+            ("error_type",),
+            registry=self.registry,
+        )
         self.registry.register(_StoreCollector(stats, self.uptime_s))
 
     def received(self, signal: str, items: int) -> None:
@@ -69,6 +75,10 @@ class Monitor:
     def refused(self, signal: str, status: int | str) -> None:
         """A request that was answered with an error."""
         self._failed_requests.labels(signal, str(status)).inc()
+
+    def reaped(self, error_type: str, spans: int) -> None:
+        """Open spans that were ended here."""
+        self._reaped.labels(error_type).inc(spans)
 
     def uptime_s(self) -> float:
         """Seconds since this was made."""
@@ -105,10 +115,16 @@ class _StoreCollector(Collector):
             ("store_traces", "Traces stored.", stats.traces),
             ("store_logs", "Log records stored.", stats.logs),
             ("store_metric_points", "Metric data points stored.", stats.metric_points),
+            ("inflight_spans", "Spans that have not ended.", stats.open_spans),
             ("queue_items", "Items that wait for their commit.", stats.queue_items),
             ("queue_capacity_items", "Items that may wait.", stats.queue_capacity),
         ):
             yield GaugeMetricFamily(f"spanloom_{name}", description, value)
+        yield CounterMetricFamily(
+            "spanloom_inflight_refused_announcements",
+            "Announcements of open spans for which there was no room.",
+            stats.open_spans_refused,
+        )
 
 
 def routes(monitor: Monitor) -> list[Route]:

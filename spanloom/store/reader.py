@@ -155,13 +155,11 @@ class SqliteReader:
         with self._pool.snapshot() as connection:
             return sorted(self._processes(connection).values(), key=lambda process: process.key)
 
-    def open_spans(
-        self, process: str, *, lost_only: bool = False, limit: int = 1000
-    ) -> list[OpenSpan]:
+    def open_spans(self, process: str, *, min_misses: int = 0, limit: int = 1000) -> list[OpenSpan]:
         """See `contract.InFlight`."""
         parameters = {
             "key": clean(process),
-            "min_misses": LOST_AFTER_MISSES if lost_only else 0,
+            "min_misses": capped(min_misses),
             "limit": capped(max(0, limit)),
         }
         with self._pool.snapshot() as connection:
