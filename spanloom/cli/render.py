@@ -181,7 +181,7 @@ def _columns(node: TreeNode, frame: _Frame, usage: Usage) -> list[Text]:
         Text(_bar(span, frame, is_open=state is not None), style=colour),
         Text(tokens, style=style),
         Text(cost(usage.cost_usd), style=style),
-        _ending(span) if state is None else Text(state.value, style=OPEN_STYLES[state]),
+        ending(span) if state is None else Text(state.value, style=OPEN_STYLES[state]),
     ]
 
 
@@ -200,7 +200,8 @@ def _bar(span: Span, frame: _Frame, *, is_open: bool) -> str:
     return (" " * start + bar).ljust(BAR_CELLS)
 
 
-def _ending(span: Span) -> Text:
+def ending(span: Span) -> Text:
+    """How a span ended, in a few words; nothing where it ended well."""
     words = []
     outcome = span.attributes.get(semconv.SPANLOOM_OUTCOME)
     if span.is_error:

@@ -1,6 +1,7 @@
 """`spanloom trace`: one trace as a tree."""
 
 import re
+import sys
 from typing import Annotated
 
 import typer
@@ -33,23 +34,32 @@ def trace(
     attributes: Annotated[
         bool, typer.Option("--attributes", help="Show attributes, events and links.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Go on until everything in it has ended."),
+    ] = False,
     url: options.Url = options.DEFAULT_URL,
     db: options.Db = None,
     as_json: options.Json = False,
 ) -> None:
     """Show one trace: its tree of spans with durations, tokens, cost and how they ended.
 
-    The beginning of an id will do where only one recent trace has it.
+    The beginning of an id will do where only one recent trace has it. Spans that have not ended are
+    running, stalled (their process is silent) or lost (it went on without them). With --watch a
+    terminal shows them grow, a pipe gets a line for each change, and --json waits for the end.
 
     \b
     Examples:
       spanloom trace 4bf92f3577b34da6a3ce929d0e0e4736
       spanloom trace 4bf92f35 --logs
+      spanloom trace 4bf92f35 --watch
       spanloom trace 4bf92f35 --attributes | less
       spanloom trace 4bf92f35 --json > trace.json
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     with options.open_source(url, db) as source:
         found = _find(source, trace_id)
+        if watch:
+            found = _watched(source, found, quiet=as_json)
         records = source.trace_logs(found.trace_id) if logs else []
     if as_json:
         from spanloom.otlp import logs_to_json  # noqa: PLC0415  # loads protobuf
@@ -61,9 +71,28 @@ def trace(
         print_json(document)
         return
     console = stdout()
+    if watch and not console.is_terminal:
+        return
     width = console.width if console.is_terminal else None
     for line in trace_lines(found, Details(records, attributes), width):
         console.print(line, soft_wrap=True)
+
+
+def _watched(source: Reader, first: Trace, *, quiet: bool) -> Trace:
+    """The trace once it has ended, shown meanwhile unless that is not wanted."""
+    from spanloom.cli.watch import Changes, redraw, until_ended  # noqa: PLC0415  # `--help`
+
+    console = stdout()
+    if console.is_terminal and not quiet:
+        return redraw(source, first, console)
+    changes = Changes()
+    last = first
+    for last in until_ended(source, first):
+        if not quiet:
+            for line in changes.since(last):
+                console.print(line, soft_wrap=True)
+            sys.stdout.flush()
+    return last
 
 
 def _find(source: Reader, text: str) -> Trace:
