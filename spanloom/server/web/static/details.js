@@ -58,6 +58,17 @@ export class Details {
     this.handle.hidden = true;
   }
 
+  /** Take a newer state of the same trace; what is shown of a span that was open is read again. */
+  update(view) {
+    const shown = this.view.rows[this.row];
+    this.view = view;
+    this.row = view.rows.findIndex((row) => row.id === shown?.id);
+    if (!shown?.state) return;
+    const now = view.rows[this.row];
+    // While it runs only its end moves, which the bar shows; reading on would jump under the eyes.
+    if (this.open && now && now.state !== shown.state) this.show(this.row);
+  }
+
   async show(row) {
     this.row = row;
     this.panel.hidden = false;
@@ -88,7 +99,8 @@ export class Details {
     const group = document.trace.resourceSpans[0];
     const scoped = group.scopeSpans[0];
     const found = { span: scoped.spans[0], resource: group.resource ?? {}, scope: scoped.scope ?? {} };
-    this.cache.set(id, found);
+    const isOpen = this.view.rows.some((row) => row.id === id && row.state);
+    if (!isOpen) this.cache.set(id, found);
     return found;
   }
 

@@ -14,6 +14,7 @@ export class Logs {
     this.below = document.getElementById("logs-below");
     this.selected = -1;
     this.#build();
+    this.#listen();
     for (const control of [this.find, this.lowest, this.below]) {
       control.addEventListener("input", () => this.#filter());
     }
@@ -31,6 +32,23 @@ export class Logs {
       this.elements.push(element("p", "notice", `Only the first ${count(this.view.logs.length)} lines are shown.`));
     }
     this.lines.append(...this.elements);
+  }
+
+  /** Show a newer state of the same trace. */
+  update(view) {
+    const unchanged = view.logs.length === this.view.logs.length && view.rows.length === this.view.rows.length;
+    const selected = this.view.rows[this.selected]?.id;
+    this.view = view;
+    this.selected = view.rows.findIndex((row) => row.id === selected);
+    if (unchanged) return;
+    const { scrollTop } = this.lines;
+    this.lines.replaceChildren();
+    this.#build();
+    this.#filter();
+    this.lines.scrollTop = scrollTop;
+  }
+
+  #listen() {
     this.lines.addEventListener("pointerover", (event) => {
       const line = event.target.closest(".log");
       this.on.hover(line ? this.view.logs[Number(line.dataset.log)].row : -1);

@@ -3,10 +3,11 @@
 import "./common.js";
 import { Details } from "./details.js";
 import { count, element } from "./format.js";
+import { follow } from "./live.js";
 import { Logs } from "./logs.js";
 import { Waterfall } from "./waterfall.js";
 
-const view = JSON.parse(document.getElementById("trace-data").textContent);
+let view = JSON.parse(document.getElementById("trace-data").textContent);
 const byId = (id) => document.getElementById(id);
 
 const details = new Details(view, {
@@ -35,9 +36,7 @@ function closeDetails() {
 // --- find and errors ----------------------------------------------------------------------------
 
 const find = byId("find");
-const haystacks = view.rows.map((row) =>
-  `${row.name} ${view.services[row.service].name} ${row.category} ${row.outcome ?? ""} ${row.id}`.toLowerCase(),
-);
+let haystacks = [];
 
 function search() {
   const needle = find.value.trim().toLowerCase();
@@ -60,7 +59,6 @@ find.addEventListener("keydown", (event) => {
   if (event.key === "Enter") nextMatch(event.shiftKey ? -1 : 1);
   if (event.key === "Escape") byId("scroller").focus();
 });
-byId("next-error").hidden = !view.rows.some((row) => row.error !== undefined);
 byId("next-error").addEventListener("click", nextError);
 byId("collapse").addEventListener("click", () => waterfall.collapseAll());
 byId("expand").addEventListener("click", () => waterfall.expandAll());
@@ -128,10 +126,29 @@ resizable(byId("logs-handle"), "--logs-height", (event) =>
 
 // --- start --------------------------------------------------------------------------------------
 
-byId("legend").append(
-  ...view.services.map((service) => element("span", `service c${service.colour}`, service.name)),
-);
-if (!view.logs.length) document.body.classList.add("no-logs");
+function describe() {
+  haystacks = view.rows.map((row) =>
+    `${row.name} ${view.services[row.service].name} ${row.category} ${row.outcome ?? ""} ${row.state ?? ""} ${row.id}`.toLowerCase(),
+  );
+  byId("legend").replaceChildren(
+    ...view.services.map((service) => element("span", `service c${service.colour}`, service.name)),
+  );
+  byId("next-error").hidden = !view.rows.some((row) => row.error !== undefined);
+  document.body.classList.toggle("no-logs", !view.logs.length);
+}
+
+describe();
+follow(view, {
+  update(fresh) {
+    view = fresh;
+    describe();
+    logs.update(view);
+    details.update(view);
+    waterfall.update(view);
+    if (find.value.trim()) search();
+  },
+  grow: (ms) => waterfall.grow(ms),
+});
 if (view.find) {
   find.value = view.find;
   search();

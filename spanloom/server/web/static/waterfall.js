@@ -9,6 +9,11 @@ const MAX_INDENT = 18; // levels; deeper ones would leave no room for the name
 const TICK_ROOM = 95; // pixels a label needs
 // "invoke_node x" and "POST /x" say what they are by their names.
 const CHIPS = new Set(["llm", "tool", "retrieval", "rerank", "embeddings", "agent", "workflow", "db"]);
+const STATES = {
+  running: "Has not ended; its process is alive.",
+  stalled: "Has not ended; its process has been silent for 3 s or more, and may have died.",
+  lost: "Its process went on without it, or ended in order; its end was not received.",
+};
 
 export class Waterfall {
   /** `on` = {select(row, open), hover(row)}; a row is an index into view.rows. */
@@ -24,13 +29,61 @@ export class Waterfall {
     this.scroller = document.getElementById("scroller");
     this.canvas = document.getElementById("canvas");
     this.axis = document.getElementById("axis");
-    const panel = document.getElementById("waterfall");
-    panel.classList.toggle("no-tokens", !this.rows.some((row) => row.input !== undefined));
-    panel.classList.toggle("no-cost", !this.rows.some((row) => row.cost !== undefined));
+    this.#columns();
     this.scroller.addEventListener("scroll", () => this.#schedule(), { passive: true });
     new ResizeObserver(() => this.render(true)).observe(this.scroller);
     this.#listen();
     this.#refold();
+  }
+
+  #columns() {
+    const panel = document.getElementById("waterfall");
+    panel.classList.toggle("no-tokens", !this.rows.some((row) => row.input !== undefined));
+    panel.classList.toggle("no-cost", !this.rows.some((row) => row.cost !== undefined));
+  }
+
+  // --- a trace that goes on --------------------------------------------------------------------
+
+  /** Draw a newer state of the same trace; what is folded and selected stays so. */
+  update(view) {
+    const folded = new Set([...this.collapsed].map((row) => this.rows[row].id));
+    const selected = this.rows[this.current]?.id;
+    const isWhole = this.#isWhole();
+    this.view = view;
+    this.rows = view.rows;
+    this.collapsed = new Set();
+    this.current = -1;
+    this.marked.clear();
+    this.rows.forEach((row, index) => {
+      if (folded.has(row.id) && row.size > 1) this.collapsed.add(index);
+      if (row.id === selected) this.current = index;
+    });
+    if (isWhole) this.range = [0, Math.max(view.duration, 1)];
+    this.#columns();
+    this.#refold();
+  }
+
+  /** Let running bars be `ms` milliseconds longer than when they were read. */
+  grow(ms) {
+    const isWhole = this.#isWhole();
+    for (const row of this.rows) {
+      if (row.state !== "running") continue;
+      row.read ??= row.duration;
+      row.duration = row.read + ms * 1e6;
+      this.view.duration = Math.max(this.view.duration, row.offset + row.duration);
+    }
+    if (isWhole) this.range = [0, Math.max(this.view.duration, 1)];
+    // In place: elements made anew would take a click away from under the pointer.
+    for (const [index, line] of this.drawn) {
+      const row = this.rows[index];
+      this.#place(line.querySelector(".bar"), row);
+      if (row.state) line.querySelector(".length").textContent = `${duration(row.duration)}+`;
+    }
+    if (isWhole) this.#renderAxis();
+  }
+
+  #isWhole() {
+    return this.range[0] === 0 && this.range[1] >= Math.max(this.view.duration, 1);
   }
 
   #listen() {
@@ -225,9 +278,9 @@ export class Waterfall {
     if (!force && first === this.first && last === this.last) return;
     [this.first, this.last] = [first, last];
     if (force) this.#renderAxis();
-    const drawn = [];
-    for (let at = first; at < last; at += 1) drawn.push(this.#row(this.shown[at], at));
-    this.canvas.replaceChildren(...drawn);
+    this.drawn = new Map();
+    for (let at = first; at < last; at += 1) this.drawn.set(this.shown[at], this.#row(this.shown[at], at));
+    this.canvas.replaceChildren(...this.drawn.values());
     this.scroller.setAttribute("aria-activedescendant", this.current < 0 ? "" : `row-${this.current}`);
   }
 
@@ -238,7 +291,7 @@ export class Waterfall {
       this.#name(row, index, service),
       this.#tokens(row),
       element("span", `cell cost${row.category === "llm" ? "" : " sum"}`, cost(row.cost)),
-      element("span", "cell length", duration(row.duration)),
+      element("span", "cell length", duration(row.duration) + (row.state ? "+" : "")),
       this.#bar(row),
     ]);
     line.id = `row-${index}`;
@@ -250,6 +303,7 @@ export class Waterfall {
     if (row.size > 1) line.setAttribute("aria-expanded", !this.collapsed.has(index));
     line.classList.toggle("current", index === this.current);
     line.classList.toggle("error", row.error !== undefined);
+    if (row.state) line.classList.add("open", row.state);
     line.classList.toggle("marked", this.marked.has(index));
     line.classList.toggle("dimmed", this.matches !== null && !this.matches.has(index));
     return line;
@@ -271,6 +325,7 @@ export class Waterfall {
     if (row.outcome && row.outcome !== "error") {
       parts.push(element("span", `badge outcome${row.error === undefined ? "" : " bad"}`, row.outcome.replaceAll("_", " ")));
     }
+    if (row.state) parts.push(element("span", `badge open ${row.state}`, row.state, { title: STATES[row.state] }));
     if (row.incomplete) parts.push(element("span", "badge bad", "incomplete"));
     if (row.orphan) parts.push(element("span", "badge", "parent not received", { title: `Parent span ${row.orphan}` }));
     if (row.size > 1 && this.collapsed.has(index)) parts.push(element("span", "folded", `+${count(row.size - 1)}`));
@@ -295,19 +350,25 @@ export class Waterfall {
   #bar(row) {
     const [from, to] = this.range;
     const percent = (ns) => ((ns - from) / (to - from)) * 100;
-    const bar = element("span", "bar", null, { title: `${duration(row.duration)}, starts ${duration(row.offset)} after the trace` });
-    const left = Math.max(percent(row.offset), -1);
-    const right = Math.min(percent(row.offset + row.duration), 101);
-    const cell = element("span", "cell line");
-    if (right < 0 || left > 100) return cell; // outside of the zoomed range
-    bar.style.left = `${left}%`;
-    bar.style.width = `${right - left}%`;
-    cell.append(bar);
+    const length = row.state ? `${row.state} ${duration(row.duration)}` : duration(row.duration);
+    const bar = element("span", "bar", null, { title: `${length}, starts ${duration(row.offset)} after the trace` });
+    const cell = element("span", "cell line", bar);
+    this.#place(bar, row);
     for (const moment of row.events ?? []) {
       const mark = element("span", "event");
       mark.style.left = `${percent(moment)}%`;
       if (moment >= from && moment <= to) cell.append(mark);
     }
     return cell;
+  }
+
+  #place(bar, row) {
+    const [from, to] = this.range;
+    const percent = (ns) => ((ns - from) / (to - from)) * 100;
+    const left = Math.max(percent(row.offset), -1);
+    const right = Math.min(percent(row.offset + row.duration), 101);
+    bar.hidden = right < 0 || left > 100; // outside of the zoomed range
+    bar.style.left = `${left}%`;
+    bar.style.width = `${Math.max(right - left, 0)}%`;
   }
 }
