@@ -11,8 +11,9 @@ import json
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from spanloom import semconv
 from spanloom.model import TraceQuery
 from spanloom.otlp.values import INT64_MAX, clean
 from spanloom.store import sql, tags
@@ -54,14 +55,8 @@ def matching_traces(
         if query.tags
         else partial(_latest, connection)
     )
-    # Open spans stand outside of the blocks: there are few, and they come and go.
-    found_open = (
-        _TagFilter(matcher, shared_tags).matches(connection, columns, "find_open")
-        if query.tags
-        else connection.execute(sql.statement("latest_open"), columns).fetchall()
-    )
     latest: dict[int, int] = {}
-    for trace, start in found_open:
+    for trace, start in _open_spans(connection, query, columns, shared_tags):
         latest[trace] = max(start, latest.get(trace, start))
     for block, max_start in connection.execute(
         sql.statement("find_blocks"), {**bounds, "tags": json.dumps(_block_tags(query, matcher))}
@@ -76,6 +71,26 @@ def matching_traces(
                 latest[trace] = start
     ranked = sorted(latest.items(), key=lambda item: (-item[1], item[0]))
     return [trace for trace, _ in ranked[: query.limit]]
+
+
+_OF_OPEN_SPANS: Final = frozenset(
+    {(semconv.SPANLOOM_IN_FLIGHT, "true"), (semconv.SPANLOOM_INCOMPLETE, "true")}
+)
+"""Tags that every open span has."""
+
+
+def _open_spans(
+    connection: sqlite3.Connection,
+    query: TraceQuery,
+    columns: dict[str, Any],
+    shared_tags: SharedTags,
+) -> list[tuple[int, int]]:
+    """Trace and start of matching open spans. They are in no block: they come and go."""
+    wanted = {key: text for key, text in query.tags.items() if (key, text) not in _OF_OPEN_SPANS}
+    if wanted:
+        tag_filter = _TagFilter(tags.TagMatcher(wanted), shared_tags)
+        return tag_filter.matches(connection, columns, "find_open")
+    return connection.execute(sql.statement("latest_open"), columns).fetchall()
 
 
 def _block_tags(query: TraceQuery, matcher: tags.TagMatcher) -> list[int]:
