@@ -1,0 +1,205 @@
+"""What tracing costs: added CPU a LangGraph run, against the same spans written by hand.
+
+    python bench/tracing_overhead.py                        # this library; under two minutes
+    python bench/tracing_overhead.py --with-peers           # and five other tracers
+    python bench/tracing_overhead.py --full --with-peers --write    # docs/benchmarks.md
+
+Each peer gets a virtual environment in ~/.cache/spanloom-bench (or $SPANLOOM_BENCH_CACHE), made
+on first use with uv, or pip where there is none. Tables go to stdout, progress to stderr.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# LangChain sends runs to LangSmith if the environment says so; that is not what is measured.
+os.environ["LANGSMITH_TRACING"] = os.environ["LANGCHAIN_TRACING_V2"] = "false"
+
+from overhead import leaks, peers, report, throughput
+from overhead.environments import cache_folder, say
+from overhead.in_process import EVERYTHING, Bench, Extras, bytes_per_run
+from overhead.statistics_of_pairs import Rounds
+from overhead.tracers import PEERS
+from overhead.workload import SIZES
+
+DOCUMENT = Path(__file__).parents[1] / "docs/benchmarks.md"
+RUN_SIZES = (10, 100, 1000)
+EXTRAS: dict[str, Extras] = {
+    "and Prometheus counters": frozenset({"counters"}),
+    "and OpenTelemetry metrics too": frozenset({"counters", "metrics"}),
+    "and announcing open spans": frozenset({"in-flight"}),
+    "into the spool": frozenset({"spool"}),
+    "and a log line a step": frozenset({"log lines"}),
+    "all of these": EVERYTHING,
+}
+HEADER = (
+    *("run", "state", "rounds", "no tracing µs", "by hand adds µs", "ours adds µs"),
+    *("ratio", "90 %", "best: by hand", "best: ours", "best ratio"),
+)
+
+
+def row(name: str, state: str, found: Rounds) -> list[str]:
+    low, high = found.interval()
+    by_hand, ours = found.best
+    return [
+        name,
+        state,
+        str(len(found.ours)),
+        f"{min(found.nothing):,.0f}",
+        f"{found.added_by_hand:,.0f}",
+        f"{found.added_by_us:,.0f}",
+        f"**{found.ratio:.2f}**",
+        f"{low:.2f} to {high:.2f}",
+        f"{by_hand:,.0f}",
+        f"{ours:,.0f}",
+        f"{ours / by_hand:.2f}",
+    ]
+
+
+def spans_table(seconds: float) -> report.Table:
+    rows = []
+    for spans in RUN_SIZES:
+        for state, size in SIZES.items():
+            say(f"spans only: {spans} spans, {state}")
+            bench = Bench(spans=spans, state_bytes=size, extras=frozenset(), seconds=seconds)
+            rows.append(row(f"{spans:,} spans", state, bench.measure()))
+    return report.Table(
+        "Spans only, against the same spans by hand",
+        "CPU of all threads, microseconds a run; medians of paired differences, and the quietest"
+        " batch of each. The 90 % interval is a bootstrap over the rounds.",
+        HEADER,
+        rows,
+    )
+
+
+def extras_table(seconds: float) -> report.Table:
+    rows = []
+    for name, extras in EXTRAS.items():
+        say(f"10 spans, {name}")
+        bench = Bench(spans=10, state_bytes=SIZES["64 B"], extras=extras, seconds=seconds)
+        rows.append(row(name, "64 B", bench.measure()))
+    return report.Table(
+        "Spans and what else telemetry does",
+        "A run of 10 spans, each row with one thing more, against the spans alone by hand.",
+        HEADER,
+        rows,
+    )
+
+
+def peers_table(chosen: list[str], rounds: int) -> report.Table:
+    sizes = list(SIZES.values())
+    found = peers.measure(chosen, sizes, rounds)
+    small = sizes[0]
+    variants = sorted(
+        {variant for variant, _ in found if variant != "nothing"},
+        key=lambda variant: peers.added(found, variant, small),
+    )
+    names = {"by-hand": "by hand", "spanloom": "**Spanloom**"}
+    rows = []
+    for variant in variants:
+        cells = [names.get(variant) or PEERS[variant].name]
+        cells.append("" if variant in names else PEERS[variant].requirements[0].partition("==")[2])
+        cells.append(str(found[variant, small].spans))
+        for size in sizes:
+            added = peers.added(found, variant, size)
+            cells += [
+                f"{added:,.0f}",
+                f"{peers.added_median(found, variant, size):,.0f}",
+                f"{added / peers.added(found, 'by-hand', size):.1f}",
+                f"{found[variant, size].value_bytes:,}",
+                f"{found[variant, size].bytes:,}",
+            ]
+        rows.append(cells)
+    return report.Table(
+        "Beside other tracers",
+        f"A run of 10 units; every variant in a fresh process a round, {rounds} rounds, each"
+        " tracer with its own defaults. Best of all rounds minus best of no tracing, and the"
+        " median of the rounds' differences. Bytes are those of attributes a run.",
+        (
+            *("tracer", "version", "spans"),
+            *(
+                f"{state}: {column}"
+                for state in SIZES
+                for column in ("adds µs", "median", "× by hand", "values", "with keys")
+            ),
+        ),
+        rows,
+    )
+
+
+def promises_table(*, finished: int, cancelled: int, seconds: float) -> report.Table:
+    rows = []
+    for state, size in SIZES.items():
+        values, everything = bytes_per_run(spans=10, state_bytes=size)
+        rows.append(
+            [f"attribute bytes, 10 spans, {state}", f"{values:,} ({everything:,} with keys)"]
+        )
+    say(f"leaks: {finished:,} finished and {cancelled:,} cancelled runs")
+    started, alive = leaks.count(finished, cancelled)
+    rows.append(
+        [f"spans alive after {finished:,} finished and {cancelled:,} cancelled runs", f"{alive}"]
+    )
+    rows.append(["… of spans that began", f"{started:,}"])
+    say("throughput of the service")
+    found = throughput.measure(seconds)
+    rows += [
+        ["/chat requests a second, telemetry on / off", f"**{found.ratio:.2f}**"],
+        ["… at best", f"{max(found.on):.1f} / {max(found.off):.1f}"],
+        ["… rounds", f"{len(found.on)}"],
+        ["CPU a request, telemetry on / off", f"{found.cpu_ratio:.2f}"],
+        ["… at best", f"{min(found.cpu_on):.1f} ms / {min(found.cpu_off):.1f} ms"],
+    ]
+    return report.Table(
+        "Size, leaks, throughput",
+        "Throughput is of all processes of the service with the offline model, exporting to an"
+        " OTLP sink on loopback, against OTEL_SDK_DISABLED=true.",
+        ("what", "found"),
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--with-peers",
+        nargs="*",
+        choices=list(PEERS),
+        metavar="PEER",
+        help=f"other tracers: all, or some of {', '.join(PEERS)}",
+    )
+    parser.add_argument("--full", action="store_true", help="more rounds and more runs")
+    parser.add_argument("--write", action="store_true", help=f"write to {DOCUMENT.name}")
+    arguments = parser.parse_args()
+    chosen: list[str] | None = arguments.with_peers
+    full: bool = arguments.full
+
+    facts = report.machine()
+    print(facts, end="\n\n")
+    tables = []
+
+    def add(table: report.Table) -> None:
+        table.show()
+        tables.append(table)
+
+    add(spans_table(20 if full else 4))
+    add(extras_table(20 if full else 3))
+    add(
+        promises_table(
+            finished=10_000 if full else 1_000,
+            cancelled=1_000 if full else 100,
+            seconds=40 if full else 8,
+        )
+    )
+    if chosen is not None:
+        say(f"environments of the peers are in {cache_folder()}")
+        add(peers_table(chosen or list(PEERS), 7 if full else 3))
+    if arguments.write:
+        text = "\n\n".join([f"{facts}.", *(table.markdown() for table in tables)])
+        report.write(DOCUMENT, "tracing overhead", text)
+        say(f"written to {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()
