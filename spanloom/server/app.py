@@ -122,7 +122,13 @@ async def serve(
         cleanup.push_async_callback(asyncio.to_thread, store.close)
 
         monitor = Monitor(store.stats)
-        reaper = Reaper(store, store, config.reap_after_s, monitor.reaped)
+        reaper = Reaper(
+            store,
+            store,
+            config.reap_after_s,
+            on_reaped=monitor.reaped,
+            turned_away=lambda: monitor.turned_away,
+        )
         await cleanup.enter_async_context(_in_background(reaper.run()))
         intake = Intake(store, monitor, config.max_body_bytes)
         cleanup.callback(intake.close)

@@ -27,6 +27,8 @@ class Monitor:
     def __init__(self, stats: Callable[[], StoreStats]) -> None:
         self._stats = stats
         self._started = time.monotonic()
+        self.turned_away = 0
+        """Items that were not stored for want of room, or because the store failed."""
         self.registry = CollectorRegistry()
         self._received = Counter(
             "spanloom_received_items",
@@ -70,6 +72,8 @@ class Monitor:
 
     def rejected(self, signal: str, reason: str, items: int) -> None:
         """Items that were not stored."""
+        if reason != "invalid":
+            self.turned_away += items
         self._rejected.labels(signal, reason).inc(items)
 
     def refused(self, signal: str, status: int | str) -> None:

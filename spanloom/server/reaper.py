@@ -64,7 +64,7 @@ class Silence:
         self._misses = max(LOST_AFTER_MISSES, math.ceil(reap_after_s / HEARTBEAT_S))
 
     def look(self, processes: Iterable[ProcessState], elapsed_s: float) -> list[Due]:
-        """Which spans are due, `elapsed_s` after the look before."""
+        """Which spans are due, after `elapsed_s` of listening since the look before."""
         # A server that was suspended has not listened: such a gap is no silence.
         elapsed_s = min(elapsed_s, 2 * LOOK_EVERY_S)
         silent: dict[str, tuple[ProcessState, float]] = {}
@@ -96,7 +96,9 @@ def _was_heard(before: ProcessState, now: ProcessState) -> bool:
 class Reaper:
     """Looks at a store twice a second, and writes ends into it.
 
-    `on_reaped` is told of spans that were ended, by error type and number.
+    `on_reaped` is told of spans that were ended, by error type and number. `turned_away` counts
+    what the server could not take: heartbeats may have been among it, so that such a time is no
+    silence.
     """
 
     def __init__(
@@ -105,23 +107,26 @@ class Reaper:
         writer: Writer,
         reap_after_s: float,
         on_reaped: Callable[[str, int], None],
+        turned_away: Callable[[], int],
     ) -> None:
         self._source = source
         self._writer = writer
         self._silence = Silence(reap_after_s)
         self._on_reaped = on_reaped
+        self._turned_away = turned_away
         self._told = ""
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        looked = time.monotonic()
+        looked, refused = time.monotonic(), self._turned_away()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 processes = await asyncio.to_thread(self._source.processes)
-                now = time.monotonic()
-                due = self._silence.look(processes, now - looked)
-                looked = now
+                now, refused_now = time.monotonic(), self._turned_away()
+                listened = now - looked if refused_now == refused else 0.0
+                looked, refused = now, refused_now
+                due = self._silence.look(processes, listened)
                 for one in due:
                     await self._end(one)
                 self._told = ""

@@ -1,6 +1,8 @@
 """Open spans of processes that died or let go of them are ended, and no others."""
 
+import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from spanloom.contract import Batch
 from spanloom.model import ProcessState, Span, StatusCode, Trace
-from spanloom.server.reaper import LOOK_EVERY_S, Due, Silence
+from spanloom.server.reaper import LOOK_EVERY_S, Due, Reaper, Silence
 from spanloom.sources.http import HttpReader
+from spanloom.store import open_store
 from tests.builders import MS, T0, span, span_id, trace_id
 from tests.builders_inflight import announced, heartbeat
 from tests.server.running import WAIT_S, Client, running
@@ -152,6 +156,34 @@ def test_a_server_that_was_suspended_has_not_listened() -> None:
     silence.look([process()], LOOK_EVERY_S)
 
     assert silence.look([process()], 3600.0) == []
+
+
+def test_a_server_that_turned_requests_away_ends_nothing(tmp_path: Path) -> None:
+    """Heartbeats may have been among them; once it takes everything again, it counts anew."""
+    with closing(open_store(tmp_path / "spanloom.sqlite")) as store:
+        store.submit(Batch(logs=[announced("a")])).result(WAIT_S)
+        full = itertools.count()
+        looks = threading.Semaphore(0)
+        turning_away = True
+
+        def turned_away() -> int:
+            looks.release()
+            return next(full) if turning_away else -1
+
+        async def reap() -> None:
+            nonlocal turning_away
+            reaper = Reaper(store, store, 1.0, lambda *_: None, turned_away)
+            task = asyncio.create_task(reaper.run())
+            try:
+                for _ in range(6):
+                    await asyncio.to_thread(looks.acquire)
+                assert store.stats().open_spans == 1
+                turning_away = False
+                await asyncio.to_thread(eventually, lambda: not store.stats().open_spans)
+            finally:
+                task.cancel()
+
+        asyncio.run(asyncio.wait_for(reap(), WAIT_S))
 
 
 @pytest.mark.parametrize("misses", [0, 2, 4])
