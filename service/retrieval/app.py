@@ -137,6 +137,8 @@ def create_app(live: LiveIndex, telemetry: Telemetry) -> FastAPI:
         with retrieval(index.info.name, top_k=request.top_k) as span:
             hits = index.search(request.query, request.top_k)
             span.results(len(hits))
+            span.query(request.query)
+            span.documents((hit.passage.passage_id, hit.score) for hit in hits)
             _log.info(
                 "retrieval_search",
                 index=index.info.name,

@@ -338,9 +338,15 @@ def announce_open_spans(
 
 
 def _attributes(span: ReadableSpan) -> dict[str, Any]:
-    """Return a copy, which is one step under the GIL while the owner may be writing."""
+    """Return a copy, which is one step under the GIL while the owner may be writing.
+
+    Captured content stays on the span: announcements are logs, which others may read.
+    """
     attributes: Any = span.attributes
-    return {} if attributes is None else dict(attributes.copy())
+    copy = {} if attributes is None else dict(attributes.copy())
+    for name in semconv.CONTENT_ATTRIBUTES & copy.keys():
+        del copy[name]
+    return copy
 
 
 def _announcement(entry: _Announced, span: Span) -> LogRecord:

@@ -9,14 +9,14 @@ span; the metrics are recorded with it. What happens to the telemetry never reac
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Self
 
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
-from spanloom.telemetry import endings, metrics, pricing
+from spanloom.telemetry import content, conversation, endings, metrics, pricing
 from spanloom.telemetry.operation import Operation, use_tracer_provider
 from spanloom.telemetry.usage import UsageScope, settle
 
@@ -144,6 +144,18 @@ class LLMCall(Operation):
             self._finish_reasons = True
             self.span.set_attribute(semconv.GEN_AI_RESPONSE_FINISH_REASONS, list(finish_reasons))
 
+    def input(self, messages: Any, *, tools: Sequence[Any] | None = None) -> None:
+        """Write what the model is sent, where content is captured; else do nothing.
+
+        Messages of OpenAI, Anthropic or LangChain, dictionaries with `role` and `parts`, or a text;
+        system messages in front become `gen_ai.system_instructions`.
+        """
+        conversation.write_input(self.span, messages, tools)
+
+    def output(self, messages: Any) -> None:
+        """Write what the model answered, where content is captured: as in `input`."""
+        conversation.write_output(self.span, messages)
+
     def chunk(self) -> None:
         """Count a chunk of a streamed answer; the first one gives the time to first chunk."""
         self._chunks += 1
@@ -216,6 +228,14 @@ class ToolCall(Operation):
         self._usage_scope.__enter__()  # inside the span: both travel in the OTel context
         return self
 
+    def arguments(self, arguments: Any) -> None:
+        """Write what the tool is called with, where content is captured; else do nothing."""
+        conversation.write_arguments(self.span, arguments)
+
+    def result(self, result: Any) -> None:
+        """Write what the tool returned, where content is captured; else do nothing."""
+        conversation.write_result(self.span, result)
+
     def _leave(self) -> None:
         self._usage_scope.__exit__(None, None, None)
         super()._leave()
@@ -262,6 +282,24 @@ class Retrieval(_Counted):
             f"{semconv.OP_RETRIEVAL} {index}",
             SpanKind.INTERNAL if in_process else SpanKind.CLIENT,
             attributes,
+        )
+
+    def query(self, text: str) -> None:
+        """Write what is searched for, where content is captured; else do nothing."""
+        content.write(
+            self.span, lambda rules: {semconv.GEN_AI_RETRIEVAL_QUERY_TEXT: rules.text(text)}
+        )
+
+    def documents(self, documents: Iterable[tuple[str, float | None]]) -> None:
+        """Write id and score of each document found, where content is captured.
+
+        Otherwise nothing is done, and the iterable is not read.
+        """
+        content.write(
+            self.span,
+            lambda rules: {
+                semconv.GEN_AI_RETRIEVAL_DOCUMENTS: conversation.documents(rules, tuple(documents))
+            },
         )
 
     def _finish(self, ending: endings.Ending, seconds: float) -> None:

@@ -15,7 +15,7 @@ STACK_LIMIT: Final = 16_384
 
 REDACTED: Final = "[REDACTED]"
 
-_SCANNED: Final = 262_144
+SCANNED: Final = 262_144
 """Longest text looked at: what lies behind is dropped unread, so that no pattern runs for long."""
 
 _SENSITIVE_NAMES: Final = (
@@ -58,13 +58,21 @@ _PATTERNS: Final = (
 )
 
 
+_SECRET_NAME: Final = re.compile(rf"(?:{_SENSITIVE_NAMES})\Z", re.IGNORECASE)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a field of this name holds a secret, as `api_key` and `db_password` do."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def redact(text: str, limit: int) -> str:
     """Replace secrets by `[REDACTED]`, then cut to at most `limit` characters.
 
     A text that is too long keeps its beginning and its end, because a stack trace names its cause
     last, and says between them how much is missing.
     """
-    scanned = text[:_SCANNED]
+    scanned = text[:SCANNED]
     for pattern, replacement in _PATTERNS:
         scanned = pattern.sub(replacement, scanned)
     return cap(scanned, limit)

@@ -30,6 +30,8 @@ class SpanRow(NamedTuple):
     kind: str
     always: tuple[str, ...]
     sometimes: tuple[str, ...]
+    content: tuple[str, ...] = ()
+    """Only where content is captured."""
 
 
 _SUMS: Final = (
@@ -98,6 +100,12 @@ SPANS: Final = {
             semconv.SPANLOOM_COST_USD,
             semconv.SPANLOOM_COST_PARTIAL,
         ),
+        (
+            semconv.GEN_AI_SYSTEM_INSTRUCTIONS,
+            semconv.GEN_AI_INPUT_MESSAGES,
+            semconv.GEN_AI_OUTPUT_MESSAGES,
+            semconv.GEN_AI_TOOL_DEFINITIONS,
+        ),
     ),
     semconv.OP_EXECUTE_TOOL: SpanRow(
         "execute_tool {tool}",
@@ -109,12 +117,14 @@ SPANS: Final = {
             semconv.GEN_AI_CONVERSATION_ID,
             *_SUMS,
         ),
+        (semconv.GEN_AI_TOOL_CALL_ARGUMENTS, semconv.GEN_AI_TOOL_CALL_RESULT),
     ),
     semconv.OP_RETRIEVAL: SpanRow(
         "retrieval {index}",
         "CLIENT, in-process INTERNAL",
         (semconv.GEN_AI_DATA_SOURCE_ID,),
         (semconv.GEN_AI_RETRIEVAL_TOP_K, semconv.SPANLOOM_RESULT_COUNT),
+        (semconv.GEN_AI_RETRIEVAL_QUERY_TEXT, semconv.GEN_AI_RETRIEVAL_DOCUMENTS),
     ),
     semconv.OP_RERANK: SpanRow(
         "rerank {index}",
@@ -143,11 +153,11 @@ EVERY_SPAN: Final = (semconv.GEN_AI_OPERATION_NAME, semconv.SPANLOOM_OUTCOME)
 """What each of them has besides; and `error.type` and the deadline, where it failed."""
 
 
-def attributes_of(operation: str) -> tuple[set[str], set[str]]:
+def attributes_of(operation: str, *, content: bool = False) -> tuple[set[str], set[str]]:
     """Names that a span of this operation always has, and all that it may have."""
     row = SPANS[operation]
     always = {*EVERY_SPAN, *row.always}
-    return always, always | {*row.sometimes, *_ENDING}
+    return always, always | {*row.sometimes, *_ENDING} | ({*row.content} if content else set())
 
 
 def page(text: str) -> str:
@@ -157,9 +167,13 @@ def page(text: str) -> str:
 
 
 def _spans_table() -> str:
-    lines = ["| span | kind | always | where it is known |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| span | kind | always | where it is known | with `capture_content` |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     lines += [
-        f"| `{row.name}` | {row.kind} | {_names(row.always)} | {_names(row.sometimes)} |"
+        f"| `{row.name}` | {row.kind} | {_names(row.always)} | {_names(row.sometimes)} "
+        f"| {_names(row.content)} |"
         for row in SPANS.values()
     ]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry import (
+    content,
     endings,
     genai_metrics,
     inflight,
@@ -253,6 +254,7 @@ def _install(telemetry: Telemetry, spool: inflight.Journal | None) -> None:
     operation.use_tracer_provider(telemetry.tracer_provider)
     genai_metrics.use_meter_provider(telemetry.meter_provider, names=settings.genai_metric_names)
     pricing.use_price_file(settings.prices)
+    content.use(content.rules_of(settings))
     if settings.log_steps:
         endings.set_step_listener(logs.log_step)
     propagator = propagate.get_global_textmap()

@@ -23,6 +23,21 @@ Protocol = Literal["http/protobuf", "grpc"]
 Signal = Literal["traces", "metrics", "logs"]
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+DEFAULT_CONTENT_LIMIT: Final = 4_096
+_LEAST_CONTENT_LIMIT: Final = 64
+_OUR_CONTENT_VARIABLE: Final = "SPANLOOM_CAPTURE_CONTENT"
+_STANDARD_CONTENT_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CONTENT_VARIABLES: Final = (
+    _OUR_CONTENT_VARIABLE,
+    _STANDARD_CONTENT_VARIABLE,
+    "SPANLOOM_CONTENT_LIMIT",
+)
+_CONTENT_MODES: Final = {
+    "no_content": False,
+    "event_only": False,
+    "span_only": True,
+    "span_and_event": True,
+}
 _LEAST_SPOOL_BYTES: Final = 1024 * 1024
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -67,7 +82,14 @@ class TelemetrySettings:
     """Hosts that get our trace context (SPANLOOM_PROPAGATE_TO): listed names, `*.suffix` and
     networks besides loopback; `all`; or `none`."""
     capture_content: bool = False
-    """Whether prompts and answers may be written on spans (SPANLOOM_CAPTURE_CONTENT)."""
+    """Whether prompts, answers, arguments and results are written on spans
+    (SPANLOOM_CAPTURE_CONTENT, OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT); a no of either
+    holds."""
+    content_limit: int = DEFAULT_CONTENT_LIMIT
+    """Most characters of each captured text, a sixteenth of those of an attribute
+    (SPANLOOM_CONTENT_LIMIT)."""
+    redact_content: Callable[[str], str] | None = None
+    """A function that each captured text goes through after the redaction of secrets."""
     hash_user_id: bool = True
     """Whether user ids are hashed before they are written (SPANLOOM_HASH_USER_ID)."""
     log_level: str = "INFO"
@@ -107,6 +129,7 @@ class TelemetrySettings:
                 for signal in defaults.exporters
             },
             "protocols": {signal: reader.protocol(signal) for signal in defaults.protocols},
+            "capture_content": reader.content() is True,
             "trust": reader.get("SPANLOOM_TRUST", _trust, default=defaults.trust),
             "trusted_proxies": reader.get(
                 "SPANLOOM_TRUSTED_PROXIES", _networks, default=defaults.trusted_proxies
@@ -139,10 +162,45 @@ class _Reader:
             self.problems.append(f"{variable}={text!r} is ignored: {exc}")
             return default
 
+    def content(self) -> bool | None:
+        """Whether content may be captured; None where nobody says so, no where anybody does."""
+        standard = self.get(_STANDARD_CONTENT_VARIABLE, _content_mode, default="")
+        if standard == "event_only":
+            self.problems.append(
+                f"{_STANDARD_CONTENT_VARIABLE}=EVENT_ONLY captures nothing: content is written on "
+                "spans (SPAN_ONLY), never as events"
+            )
+        choices = {
+            self.get(_OUR_CONTENT_VARIABLE, _boolean, default=None),
+            _CONTENT_MODES.get(standard),
+        }
+        return None if choices == {None} else False not in choices
+
     def protocol(self, signal: Signal) -> Protocol:
         default: Protocol = "http/protobuf"
         general = self.get("OTEL_EXPORTER_OTLP_PROTOCOL", _protocol, default=default)
         return self.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", _protocol, default=general)
+
+
+def content_choice(environ: Mapping[str, str]) -> bool | None:
+    """Whether the environment lets content be captured; None where it says nothing."""
+    return _Reader(environ).content()
+
+
+def _content_mode(text: str) -> str:
+    lowered = text.lower()
+    if lowered in _TRUE | _FALSE:  # what the variable was before it had modes
+        return "span_only" if lowered in _TRUE else "no_content"
+    if lowered not in _CONTENT_MODES:
+        raise ValueError(f"write one of {', '.join(mode.upper() for mode in _CONTENT_MODES)}")
+    return lowered
+
+
+def _content_limit(text: str) -> int:
+    number = int(text)
+    if number < _LEAST_CONTENT_LIMIT:
+        raise ValueError(f"write a number of characters from {_LEAST_CONTENT_LIMIT} on")
+    return number
 
 
 def _boolean(text: str) -> bool:
@@ -225,7 +283,7 @@ _PLAIN: Final[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
     ("span_batch_delay_ms", "OTEL_BSP_SCHEDULE_DELAY", _milliseconds),
     ("log_batch_delay_ms", "OTEL_BLRP_SCHEDULE_DELAY", _milliseconds),
     ("metric_interval_ms", "OTEL_METRIC_EXPORT_INTERVAL", _milliseconds),
-    ("capture_content", "SPANLOOM_CAPTURE_CONTENT", _boolean),
+    ("content_limit", "SPANLOOM_CONTENT_LIMIT", _content_limit),
     ("hash_user_id", "SPANLOOM_HASH_USER_ID", _boolean),
     ("log_level", "SPANLOOM_LOG_LEVEL", _level),
     ("log_steps", "SPANLOOM_LOG_STEPS", _boolean),

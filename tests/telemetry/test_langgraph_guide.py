@@ -18,6 +18,7 @@ FILES = {
     block.partition("\n")[0].removeprefix("# "): block for kind, block in BLOCKS if kind == "python"
 }
 SCRIPTS = [block for kind, block in BLOCKS if kind == "sh"]
+(CONTENT,) = (block for kind, block in BLOCKS if kind == "json")
 TREE, REPORT = (block for kind, block in BLOCKS if kind == "text")
 NAMES = sorted(line.strip() for line in TREE.splitlines())
 
@@ -50,11 +51,11 @@ def run(tmp_path: Path, receiver: Receiver) -> Any:
 def test_the_guide_has_no_block_that_is_not_run() -> None:
     """A new block has to be named in a test below."""
     assert list(FILES) == [
-        *("my_app.py", "one_line.py", "explicit.py"),
+        *("my_app.py", "one_line.py", "explicit.py", "with_content.py"),
         *("test_my_app.py", "test_wrong.py", "repeatable.py"),
     ]
     assert len(SCRIPTS) == 1
-    assert {kind for kind, _ in BLOCKS} == {"python", "sh", "text"}
+    assert {kind for kind, _ in BLOCKS} == {"python", "sh", "text", "json"}
 
 
 @pytest.mark.parametrize("name", ["my_app.py", "one_line.py", "explicit.py", "sh"])
@@ -89,6 +90,14 @@ def test_the_tests_of_the_guide_pass_and_fail_as_it_says(run: Any) -> None:
     start = shown.index("Spanloom trace")
     wanted = without_times(REPORT)
     assert shown[start : start + len(wanted)] == wanted
+
+
+def test_content_is_captured_as_the_guide_shows(run: Any) -> None:
+    """The example prints what stands below it: secrets and the mail address are gone."""
+    done = run(sys.executable, "with_content.py")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == CONTENT
 
 
 def test_times_and_ids_repeat(run: Any) -> None:

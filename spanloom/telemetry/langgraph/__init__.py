@@ -10,16 +10,18 @@ does the same without a line of code. Works with any tracer provider.
     invoke_workflow {graph} ▸ invoke_node {node} ▸ chat {model} | execute_tool {tool} | …
 
 A sub-graph is an `invoke_workflow` under the node that runs it; a graph made by `create_agent` is
-`invoke_agent {name}`. No content of messages, states, arguments or results is captured.
+`invoke_agent {name}`. No content of messages, arguments or results is captured unless it is asked
+for by `capture_content=True` or the environment; that of states never is.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
 
+from spanloom.telemetry import content
 from spanloom.telemetry.langgraph.instrument import PATCHER
 
 __all__ = ["LangGraphInstrumentor"]
@@ -28,7 +30,11 @@ __all__ = ["LangGraphInstrumentor"]
 class LangGraphInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instruments LangGraph and langchain-core for this process.
 
-    `instrument(tracer_provider=None)`: None means the global provider, set before or after.
+    `instrument(tracer_provider=None, capture_content=None, content_limit=None,
+    redact_content=None)`. A provider of None means the global one, set before or after;
+    `capture_content` of None leaves it to `setup` and the environment. The other two are as in
+    `TelemetrySettings`.
+
     Does nothing, silently, where LangGraph is not installed, and imports nothing of it: modules
     are patched when the application imports them.
     """
@@ -37,9 +43,18 @@ class LangGraphInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Nothing: a process without LangGraph has nothing to report."""
         return ()
 
+    _restore_content: Callable[[], None] | None = None
+
     def _instrument(self, **kwargs: Any) -> None:
+        if (capture := kwargs.get("capture_content")) is not None:
+            self._restore_content = content.use_argument(
+                bool(capture), kwargs.get("content_limit"), kwargs.get("redact_content")
+            )
         PATCHER.patch(kwargs.get("tracer_provider"))
 
     def _uninstrument(self, **kwargs: Any) -> None:
         del kwargs
+        if self._restore_content is not None:
+            self._restore_content()
+            self._restore_content = None
         PATCHER.restore()

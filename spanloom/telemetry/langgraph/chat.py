@@ -1,5 +1,6 @@
 """Chat spans: what is asked of a model, and what it answers. Where they begin: `models`."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -7,10 +8,11 @@ from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
-from spanloom.telemetry import endings, metrics
+from spanloom.telemetry import content, conversation, endings, metrics
 from spanloom.telemetry.langgraph import classify, request
 from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of, warn_once
 from spanloom.telemetry.langgraph.messages import Answer
+from spanloom.telemetry.streamed import StreamedAnswer
 from spanloom.telemetry.usage import settle
 
 _READING: Final = Guard("a streamed event cannot be read")
@@ -19,7 +21,16 @@ _READING: Final = Guard("a streamed event cannot be read")
 class ChatCall(Unit):
     """One request to a chat model."""
 
-    __slots__ = ("_answer", "_chunks", "_first_chunk", "_model", "_provider", "_server", "_stream")
+    __slots__ = (
+        "_answer",
+        "_chunks",
+        "_first_chunk",
+        "_model",
+        "_provider",
+        "_server",
+        "_stream",
+        "_streamed",
+    )
 
     def __init__(
         self,
@@ -29,9 +40,10 @@ class ChatCall(Unit):
         params: dict[str, Any] | None,
         context: Context,
         *,
+        messages: Any,
         stream: bool = False,
     ) -> None:
-        """Start the span of a call of `model` with the keyword arguments `call`.
+        """Start the span of a call of `model` with `messages` and the keyword arguments `call`.
 
         `params` are LangChain's `ls_*` parameters where somebody has computed them already.
         """
@@ -60,6 +72,10 @@ class ChatCall(Unit):
             outer=outer,
             kind=SpanKind.CLIENT,
         )
+        self._streamed: StreamedAnswer | None = None
+        if (rules := content.rules()) is not None and self.span.is_recording():
+            self._streamed = StreamedAnswer(rules)
+            conversation.write_input(self.span, messages, call.get("tools"))
 
     def _request(
         self, model: Any, call: dict[str, Any], params: dict[str, Any], conversation: str | None
@@ -86,6 +102,8 @@ class ChatCall(Unit):
         try:
             if self._answer.add_chunk(message):
                 self._count_chunk()
+            if self._streamed is not None:
+                self._streamed.chunk(message)
         except Exception:  # noqa: BLE001 - telemetry never breaks the application
             warn_once("a streamed chunk cannot be read", exc_info=True)
 
@@ -98,6 +116,8 @@ class ChatCall(Unit):
         with _READING:
             if event.get("event") == "content-block-delta":
                 self._count_chunk()
+            if self._streamed is not None:
+                self._streamed.event(event)
 
     def _count_chunk(self) -> None:
         self._chunks += 1
@@ -112,9 +132,18 @@ class ChatCall(Unit):
         if result is not None:
             messages = [generation.message for generation in result.generations]
             self._answer.take_result(messages, result.llm_output)
+            self._write_answer(messages)
         return None
 
+    def _write_answer(self, messages: Sequence[Any]) -> None:
+        """Write the whole answer, where content is captured, in place of what was streamed."""
+        if self._streamed is not None:
+            self._streamed = None
+            conversation.write_output(self.span, messages)
+
     def _describe(self, ending: endings.Ending) -> None:
+        if self._streamed is not None:
+            self._streamed.write(self.span)
         answer = self._answer
         if self.span.is_recording():
             self.span.set_attributes(self._response(answer, ending))
@@ -177,12 +206,12 @@ class EventCall(ChatCall):
     __slots__ = ("_source",)
 
     def __init__(
-        self, tracer: Tracer, model: Any, kwargs: dict[str, Any], context: Context
+        self, tracer: Tracer, model: Any, kwargs: dict[str, Any], context: Context, *, messages: Any
     ) -> None:
         self._source = kwargs.get("stream")
         call = {name: kwargs[name] for name in kwargs if name not in ("stream", "run_manager")}
         params = getattr(kwargs.get("run_manager"), "metadata", None)
-        super().__init__(tracer, model, call, params, context, stream=True)
+        super().__init__(tracer, model, call, params, context, messages=messages, stream=True)
 
     def item(self, item: Any) -> None:
         """See one event of the stream; never raises.
@@ -198,4 +227,5 @@ class EventCall(ChatCall):
         message = getattr(self._source, "output_message", None)
         if message is not None:
             self._answer.take_result((message,), None)
+            self._write_answer((message,))
         super()._describe(ending)

@@ -75,11 +75,19 @@ def _is_tapped(manager: Any) -> bool:
 
 
 def _starter(
-    tracer: Tracer, model: Any, kwargs: dict[str, Any], *, stream: bool
+    tracer: Tracer, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, stream: bool
 ) -> Callable[[Context], ChatCall]:
     call = {name: value for name, value in kwargs.items() if name not in ("config", "run_manager")}
     params = getattr(kwargs.get("run_manager"), "metadata", None)
-    return functools.partial(ChatCall, tracer, model, call, params, stream=stream)
+    messages = _messages(args, kwargs)
+    return functools.partial(
+        ChatCall, tracer, model, call, params, messages=messages, stream=stream
+    )
+
+
+def _messages(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the model is sent: the first argument of every way to it."""
+    return args[0] if args else kwargs.get("messages", kwargs.get("input"))
 
 
 def trace_generate(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +95,7 @@ def trace_generate(tracer: Tracer, original: Callable[..., Any]) -> Callable[...
 
     @functools.wraps(original)
     def _generate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, kwargs, stream=False))
+        unit = begin(_starter(tracer, self, args, kwargs, stream=False))
         if not isinstance(unit, ChatCall):
             return original(self, *args, **kwargs)
         tap = _ChunkTap(unit, kwargs.get("run_manager"))
@@ -106,7 +114,7 @@ def trace_agenerate(
 
     @functools.wraps(original)
     async def _agenerate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, kwargs, stream=False))
+        unit = begin(_starter(tracer, self, args, kwargs, stream=False))
         if not isinstance(unit, ChatCall):
             return await original(self, *args, **kwargs)
         tap = _ChunkTap(unit, kwargs.get("run_manager"))
@@ -136,7 +144,7 @@ def trace_stream(
         if not _can_stream(self, asked, async_api=False):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return iterate(_starter(tracer, self, kwargs, stream=True), body, get_current())
+        return iterate(_starter(tracer, self, args, kwargs, stream=True), body, get_current())
 
     return stream
 
@@ -152,7 +160,7 @@ def trace_astream(
         if not _can_stream(self, asked, async_api=True):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return aiterate(_starter(tracer, self, kwargs, stream=True), body, get_current())
+        return aiterate(_starter(tracer, self, args, kwargs, stream=True), body, get_current())
 
     return astream
 
@@ -167,7 +175,8 @@ def trace_events(
         if _is_tapped(kwargs.get("run_manager")):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return iterate(functools.partial(EventCall, tracer, self, kwargs), body, get_current())
+        start = functools.partial(EventCall, tracer, self, kwargs, messages=_messages(args, kwargs))
+        return iterate(start, body, get_current())
 
     return _iter_v2_events
 
@@ -182,7 +191,8 @@ def trace_aevents(
         if _is_tapped(kwargs.get("run_manager")):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return aiterate(functools.partial(EventCall, tracer, self, kwargs), body, get_current())
+        start = functools.partial(EventCall, tracer, self, kwargs, messages=_messages(args, kwargs))
+        return aiterate(start, body, get_current())
 
     return _aiter_v2_events
 

@@ -9,7 +9,7 @@ from opentelemetry.trace import Tracer
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
-from spanloom.telemetry import endings, metrics
+from spanloom.telemetry import content, conversation, endings, metrics
 from spanloom.telemetry.langgraph import classify
 from spanloom.telemetry.langgraph.context import Frame, Unit, arun, begin, frame_of, run
 
@@ -22,7 +22,9 @@ class ToolRun(Unit):
 
     __slots__ = ("_tool",)
 
-    def __init__(self, tracer: Tracer, tool: Any, call_id: str | None, context: Context) -> None:
+    def __init__(
+        self, tracer: Tracer, tool: Any, tool_input: Any, call_id: str | None, context: Context
+    ) -> None:
         outer = frame_of(context)
         name = str(tool.name)
         attributes: dict[str, AttributeValue] = {
@@ -50,8 +52,14 @@ class ToolRun(Unit):
             ),
             outer=outer,
         )
+        if content.rules() is not None:
+            content.write(self.span, lambda rules: _arguments(rules, tool, tool_input))
 
     def _read(self, result: Any) -> endings.Ending | None:
+        if content.rules() is not None:
+            is_message = getattr(result, "type", None) == "tool"  # its artifact is not content
+            said = getattr(result, "content", None) if is_message else result
+            conversation.write_result(self.span, said)
         return _REPORTED if classify.is_tool_error(result) else None
 
     def _describe(self, ending: endings.Ending) -> None:
@@ -64,12 +72,30 @@ class ToolRun(Unit):
         )
 
 
+def _arguments(rules: content.ContentRules, tool: Any, tool_input: Any) -> dict[str, str | None]:
+    """The arguments without what LangGraph injects: state, store and runtime are not the call."""
+    if isinstance(tool_input, dict):
+        injected = set(getattr(tool, "_injected_args_keys", ()))
+        asked = getattr(tool.tool_call_schema, "model_fields", None)
+        if asked is not None:
+            injected |= tool.get_input_schema().model_fields.keys() - asked.keys()
+        tool_input = {name: tool_input[name] for name in tool_input if name not in injected}
+    return {semconv.GEN_AI_TOOL_CALL_ARGUMENTS: content.dump(rules.value(tool_input))}
+
+
+def _starter(
+    tracer: Tracer, tool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Context], ToolRun]:
+    tool_input = args[0] if args else kwargs.get("tool_input")
+    return functools.partial(ToolRun, tracer, tool, tool_input, kwargs.get("tool_call_id"))
+
+
 def trace_run(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `BaseTool.run`."""
 
     @functools.wraps(original)
     def run_tool(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(functools.partial(ToolRun, tracer, self, kwargs.get("tool_call_id")))
+        unit = begin(_starter(tracer, self, args, kwargs))
         if unit is None:
             return original(self, *args, **kwargs)
         return run(unit, original, self, *args, **kwargs)
@@ -84,7 +110,7 @@ def trace_arun(
 
     @functools.wraps(original)
     async def arun_tool(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(functools.partial(ToolRun, tracer, self, kwargs.get("tool_call_id")))
+        unit = begin(_starter(tracer, self, args, kwargs))
         if unit is None:
             return await original(self, *args, **kwargs)
         return await arun(unit, original, self, *args, **kwargs)
