@@ -24,6 +24,9 @@ UNKNOWN_TERM_SHARE: Final = 0.7
 RANK_DECAY: Final = 0.08
 # A question for a quantity is answered by a sentence that holds one: worth this share of it.
 NUMBER_GAIN: Final = 0.35
+# Every term of the question weighs this much of the rarest, however common: the subject is in all
+# passages, since they were found for it, and by idf alone a side remark elsewhere would beat it.
+EVEN_SHARE: Final = 0.5
 # The cost of a choice grows with the question's terms; beyond this the least telling are left out.
 MAX_TERMS: Final = 64
 # What something is stands in the source that is named after it.
@@ -76,7 +79,8 @@ def question_weights(
     weights: dict[str, float] = {}
     for terms, share in ((question, 1.0), (context, 0.5)):
         for term in terms:
-            weights.setdefault(term, share * known.get(term, UNKNOWN_TERM_SHARE * rarest))
+            telling_share = known[term] / rarest if term in known else UNKNOWN_TERM_SHARE
+            weights.setdefault(term, share * (EVEN_SHARE + (1 - EVEN_SHARE) * telling_share))
     telling = sorted(weights.items(), key=lambda item: item[1], reverse=True)
     weights = dict(telling[:MAX_TERMS])
     total = sum(weights.values())

@@ -84,6 +84,21 @@ def test_what_a_follow_up_asks_anew_comes_first(model: Any) -> None:
     assert "Vorn" not in text
 
 
+def test_a_side_remark_elsewhere_does_not_beat_the_subject() -> None:
+    """The subject stands in every passage, the verb only in a remark on something else."""
+    user = (
+        "<passages>\n[1] (mo) Moss cache\nThe moss cache keeps moss dry for a month.\n\n"
+        "[2] (mo) Moss cache\nA moss cache of oak is best. The moss cache needs airing.\n\n"
+        "[3] (path) Paths\nMaking two steps instant saves nothing.\n</passages>"
+        "<question>What does a moss cache save?</question>"
+    )
+
+    text = reply(Request([{"role": "user", "content": user}]), SMALL).text
+
+    assert "keeps moss dry" in text
+    assert "instant" not in text
+
+
 def test_larger_models_say_more() -> None:
     """Sizes differ in how many sentences they bring together."""
     question = "Tell me about frell and sorn engines, moss, driftwood and who built them."
