@@ -25,6 +25,11 @@ _SENSITIVE_NAMES: Final = (
     r"|x-amz-(?:signature|security-token)|credentials?"
 )
 
+_NAME_STEMS: Final = ("key", "secret", "pass", "pwd", "auth", "cook", "token", "cred", "x-amz-")
+"""One of these is in every name above. Where none is in a text, the pattern with the names, which
+takes ten times as long as all others, is spared. No "i": that of Turkish folds to another letter.
+"""
+
 _PATTERNS: Final = (
     # A whole private key, or its beginning where the text was cut.
     (
@@ -47,17 +52,14 @@ _PATTERNS: Final = (
         ),
         REDACTED,
     ),
-    # name=value, name: value, "name": "value"
-    (
-        re.compile(
-            rf"((?:{_SENSITIVE_NAMES})[\"']?\s{{0,8}}[:=]\s{{0,8}})(?:\"[^\"]{{4,}}\"|'[^']{{4,}}'|[^\s\"'&,;)}}\]]{{4,}})",
-            re.IGNORECASE,
-        ),
-        rf"\g<1>{REDACTED}",
-    ),
 )
 
 
+# name=value, name: value, "name": "value"
+_NAMED: Final = re.compile(
+    rf"((?:{_SENSITIVE_NAMES})[\"']?\s{{0,8}}[:=]\s{{0,8}})(?:\"[^\"]{{4,}}\"|'[^']{{4,}}'|[^\s\"'&,;)}}\]]{{4,}})",
+    re.IGNORECASE,
+)
 _SECRET_NAME: Final = re.compile(rf"(?:{_SENSITIVE_NAMES})\Z", re.IGNORECASE)
 
 
@@ -75,6 +77,9 @@ def redact(text: str, limit: int) -> str:
     scanned = text[:SCANNED]
     for pattern, replacement in _PATTERNS:
         scanned = pattern.sub(replacement, scanned)
+    folded = scanned.casefold()
+    if any(stem in folded for stem in _NAME_STEMS):
+        scanned = _NAMED.sub(rf"\g<1>{REDACTED}", scanned)
     return cap(scanned, limit)
 
 

@@ -13,6 +13,12 @@ SECRETS = [
     "hf_abcdefghijklmnop",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
 ]
+NAMES = [
+    *("api_key", "access-key", "secret_key", "private_keys", "signing-key", "client_secret"),
+    *("secret", "password", "passwd", "passphrase", "pwd", "authorization", "cookie", "token"),
+    *("access_token", "csrf-token", "x-amz-signature", "x-amz-security-token", "credentials"),
+    *("pa\u017fsword", "api_\u212aey", "cook\u0131e"),  # other letters that fold to s, k and i
+]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -32,6 +38,8 @@ def test_keys_are_known_by_their_prefix(secret: str) -> None:
         ("OPENAI_API_KEY=plainlookingvalue", "plainlookingvalue"),
         ('{"password": "with spaces inside"}', "with spaces"),
         ("client_secret='abcd1234'", "abcd1234"),
+        *((f"{name}=abcd1234", "abcd1234") for name in NAMES),
+        *((f"{name.upper()}: abcd1234", "abcd1234") for name in NAMES),
         ("GET /x?token=deadbeef01&a=1", "deadbeef01"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIB\nAAAA\n-----END RSA PRIVATE KEY-----", "MIIB"),
         ("-----BEGIN PRIVATE KEY-----\nMIIB cut off", "MIIB"),
