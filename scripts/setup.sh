@@ -36,12 +36,12 @@ for candidate in "$@"; do
   if new_enough "$candidate"; then python=$candidate; break; fi
   version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     version="not a working Python"
-  [ -z "${PYTHON:-}" ] && ! command -v "$candidate" >/dev/null 2>&1 || seen="$seen $candidate is $version;"
+  [ -z "${PYTHON:-}" ] && ! command -v "$candidate" >/dev/null 2>&1 || seen="${seen:+$seen,} $candidate is $version"
 done
 uv=
 if command -v uv >/dev/null 2>&1; then uv=uv; fi
 if [ -z "$python" ] && { [ -z "$uv" ] || [ -n "${PYTHON:-}" ]; }; then
-  say "Spanloom needs Python 3.11 or newer:${seen:- no python found.} Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv; macOS: brew install python) or name it: make run PYTHON=/path/to/python3.12"
+  say "Spanloom needs Python 3.11 or newer:${seen:- no python found}. Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv; macOS: brew install python) or name it: make run PYTHON=/path/to/python3.12"
   exit 2
 fi
 
@@ -77,7 +77,7 @@ else
   exit 2
 fi
 count=$(grep -c '==' "$lock")
-say "installing $count pinned packages from $lock"
+say "installing $count pinned packages from $lock (about half a minute)"
 install --require-hashes -r "$lock"
 # hatchling is in the lock, so that building the project itself needs no network.
 install --no-deps --no-build-isolation -e .

@@ -39,7 +39,6 @@ class Settings(BaseSettings):
     offline_llm_port: int = Field(
         8002, ge=0, le=65535, description="Port of the offline LLM endpoint."
     )
-    chat_ui_port: int = Field(8501, ge=0, le=65535, description="Port of the chat page.")
 
     # --- language model ------------------------------------------------------------------
     llm_provider: Provider | None = Field(

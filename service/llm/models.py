@@ -65,7 +65,7 @@ def check_model_settings(settings: Settings) -> None:
     if provider == "openai_compatible" and settings.llm_base_url is None:
         raise ModelSettingsError(
             "An OpenAI-compatible provider needs its address, ending in /v1: "
-            "set AGENT_LLM_BASE_URL."
+            "set OPENAI_BASE_URL."
         )
     _names(settings)
 

@@ -71,8 +71,10 @@ def _reader(url: str, db: Path | None) -> Reader:
         from spanloom.sources.http import HttpReader  # noqa: PLC0415  # `--help` stays fast
 
         return HttpReader(url)
-    from spanloom.store import open_reader  # noqa: PLC0415
+    from spanloom.store import STORE_FILE, open_reader  # noqa: PLC0415
 
+    if db.is_dir():  # as --data-dir of `serve` names it
+        db = db / STORE_FILE
     if not db.is_file():
-        raise ConfigurationError(f"{db} is not a file: --db takes the store's file")
+        raise ConfigurationError(f"{db} is not a file: --db takes the store's file or its folder")
     return open_reader(db)

@@ -2,6 +2,7 @@
 
 import enum
 import os
+import shlex
 import signal
 import sys
 import time
@@ -224,6 +225,11 @@ class _Session:
                 backend = None
             time.sleep(POLL_S)
         supervisor.stop_all()
+        store = self._data_dir / "traces"
+        self.progress.say(
+            f"The traces are kept: spanloom serve --data-dir {shlex.quote(str(store))} shows them "
+            f"again, spanloom traces --db {shlex.quote(str(store))} lists them."
+        )
         code: int = child.popen.returncode
         return code if code >= 0 else 128 - code
 

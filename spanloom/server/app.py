@@ -37,13 +37,11 @@ from spanloom.server.monitoring import Monitor
 from spanloom.server.reaper import REAP_AFTER_S, Reaper
 from spanloom.server.security import HostCheck, SecurityHeaders, is_loopback
 from spanloom.server.signals import Intake
-from spanloom.store import Durability, Retention, open_store
+from spanloom.store import STORE_FILE, Durability, Retention, open_store
 from spanloom.store.sqlite import MAX_QUEUE_ITEMS
 
 _log = logging.getLogger(__name__)
 
-STORE_FILE: Final = "spanloom.sqlite"
-"""Name of the store in the data directory."""
 _GRPC_GRACE_S: Final = 5.0
 _START_POLL_S: Final = 0.005
 _WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound

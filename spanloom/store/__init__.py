@@ -1,11 +1,17 @@
 """Durable storage behind `spanloom.contract`: one SQLite file."""
 
+from typing import Final
+
 from spanloom.store.connection import Durability
 from spanloom.store.reader import SqliteReader
 from spanloom.store.retention import Retention
 from spanloom.store.sqlite import SqliteStore, StoreStats, open_reader, open_store
 
+STORE_FILE: Final = "spanloom.sqlite"
+"""Name of the store in a data directory."""
+
 __all__ = [
+    "STORE_FILE",
     "Durability",
     "Retention",
     "SqliteReader",

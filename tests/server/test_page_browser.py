@@ -124,7 +124,7 @@ def test_the_waterfall_draws_the_tree_with_tokens_and_bars(page: Page) -> None:
     ]
     rows = page.texts(".canvas .row")
     assert "2,310 / 248" in rows[0]
-    assert "parent not received" in rows[0]
+    assert "called from outside" in rows[0]
     assert "118 / 22" in rows[3]
     script = "return [...document.querySelectorAll('.bar')].map(e => e.offsetWidth)"
     widths = page.chrome.execute_script(script)

@@ -188,7 +188,7 @@ async def test_a_failure_is_not_retried_by_the_sdk(settings: Settings) -> None:
     [
         ({"llm_provider": "openai"}, "OPENAI_API_KEY"),
         ({"llm_provider": "anthropic"}, "ANTHROPIC_API_KEY"),
-        ({"llm_provider": "openai_compatible", "llm_model": "m"}, "AGENT_LLM_BASE_URL"),
+        ({"llm_provider": "openai_compatible", "llm_model": "m"}, "OPENAI_BASE_URL"),
         ({"llm_base_url": "http://127.0.0.1:9/v1"}, "AGENT_LLM_MODEL"),
     ],
 )

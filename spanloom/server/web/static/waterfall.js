@@ -327,7 +327,7 @@ export class Waterfall {
     }
     if (row.state) parts.push(element("span", `badge open ${row.state}`, row.state, { title: STATES[row.state] }));
     if (row.incomplete) parts.push(element("span", "badge bad", "incomplete"));
-    if (row.orphan) parts.push(element("span", "badge", "parent not received", { title: `Parent span ${row.orphan}` }));
+    if (row.orphan) parts.push(element("span", "badge", "called from outside", { title: `Its parent, span ${row.orphan}, was not sent here: the caller is traced elsewhere, or that span was lost` }));
     if (row.size > 1 && this.collapsed.has(index)) parts.push(element("span", "folded", `+${count(row.size - 1)}`));
     const above = row.parent >= 0 ? this.rows[row.parent].service : -1;
     // A service's name is worth the room where it changes; the swatch tells the rest.
