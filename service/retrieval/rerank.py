@@ -35,10 +35,10 @@ _CHARACTER_SHARE = 0.5
 class Weights:
     """Shares of the final score; they sum to 1, so scores lie between 0 and 1."""
 
-    coverage: float = 0.45
+    coverage: float = 0.4
     title: float = 0.25
-    pairs: float = 0.2
-    latent: float = 0.1
+    pairs: float = 0.15
+    latent: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
