@@ -64,8 +64,7 @@ def check_model_settings(settings: Settings) -> None:
         raise ModelSettingsError("The openai provider needs a key: set OPENAI_API_KEY.")
     if provider == "openai_compatible" and settings.llm_base_url is None:
         raise ModelSettingsError(
-            "An OpenAI-compatible provider needs its address, ending in /v1: "
-            "set OPENAI_BASE_URL."
+            "An OpenAI-compatible provider needs its address, ending in /v1: set OPENAI_BASE_URL."
         )
     _names(settings)
 
