@@ -24,11 +24,12 @@ class NullExporter(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def null_provider() -> tuple[TracerProvider, NullExporter]:
+def null_provider(*, with_processor: bool = True) -> tuple[TracerProvider, NullExporter]:
     """Make a provider as an application would, with a batch processor before the exporter."""
     exporter = NullExporter()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE))
+    if with_processor:
+        provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE))
     return provider, exporter
 
 

@@ -26,6 +26,8 @@ class Peer(NamedTuple):
     name: str
     requirements: tuple[str, ...]
     switch_on: SwitchOn
+    brings_processor: bool = False
+    """Whether it puts a batch processor of its own before the exporter."""
 
 
 def _instrumentor(module: str, name: str) -> SwitchOn:
@@ -77,5 +79,5 @@ PEERS = {
         _instrumentor("opentelemetry.instrumentation.genai.langchain", "LangChainInstrumentor"),
     ),
     "openlit": Peer("OpenLIT", ("openlit==1.45.0", "langchain"), _openlit),
-    "langfuse": Peer("Langfuse", ("langfuse==5.0.4", "langchain"), _langfuse),
+    "langfuse": Peer("Langfuse", ("langfuse==5.0.4", "langchain"), _langfuse, True),
 }
