@@ -128,8 +128,17 @@ class _Request:
             _logger.debug("could not describe the end of a request", exc_info=True)
 
 
+_watched: Final[set[str]] = set()
+
+
 def watch_transports(module: str) -> None:
-    """Wrap the transports of httpx or httpx2, before contrib does: its span is then around us."""
+    """Wrap the transports of httpx or httpx2, before contrib does: its span is then around us.
+
+    Once: contrib's wrapper comes off when it is uninstrumented, ours stays below it.
+    """
+    if module in _watched:
+        return
+    _watched.add(module)
     wrapt.wrap_function_wrapper(module, "HTTPTransport.handle_request", _watch)
     wrapt.wrap_function_wrapper(module, "AsyncHTTPTransport.handle_async_request", _watch_async)
 

@@ -77,6 +77,7 @@ def test_an_instrumented_graph_goes_back_to_its_provider() -> None:
 def test_logs_are_captured_with_their_spans() -> None:
     """Records of structlog and stdlib, from INFO upwards, and logging is as before afterwards."""
     handlers, level = list(logging.root.handlers), logging.root.level
+    configured, configuration = structlog.is_configured(), structlog.get_config()
     with capture() as captured:
         get_logger("my.app").info("outside", query="问")
         with step("work"):
@@ -89,7 +90,7 @@ def test_logs_are_captured_with_their_spans() -> None:
     (inside,) = captured.logs_of(captured.one("work"))
     assert inside.log_record.body == "from 线程"
     assert (logging.root.handlers, logging.root.level) == (handlers, level)
-    assert not structlog.is_configured()
+    assert (structlog.is_configured(), structlog.get_config()) == (configured, configuration)
 
 
 def test_the_tree_shows_endings() -> None:
