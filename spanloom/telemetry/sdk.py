@@ -8,9 +8,7 @@ import os
 import re
 import signal
 import threading
-import time
 import types
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -23,6 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry import (
+    bounded,
     content,
     endings,
     genai_metrics,
@@ -126,7 +125,7 @@ class Telemetry:
         if self._is_shut_down:
             return True
         providers = (self.tracer_provider, self.logger_provider, self.meter_provider)
-        return _run_bounded([provider.force_flush for provider in providers], timeout_s)
+        return bounded.run_bounded([provider.force_flush for provider in providers], timeout_s)
 
     def shutdown(self, timeout_s: float = 5.0) -> None:
         """Send what is waiting and stop, within `timeout_s` whatever the backend does."""
@@ -135,42 +134,12 @@ class Telemetry:
         self._is_shut_down = True
         providers = (self.tracer_provider, self.logger_provider, self.meter_provider)
         logs.stop_exporting()
-        _run_bounded([provider.shutdown for provider in providers], timeout_s)
+        bounded.run_bounded([provider.shutdown for provider in providers], timeout_s)
         metrics.mark_this_process_dead()
 
     def user_attribute(self, user_id: str) -> str:
         """The value of `user.id` on spans: a pseudonym unless SPANLOOM_HASH_USER_ID is off."""
         return pseudonym(user_id) if self.settings.hash_user_id else user_id
-
-
-def _run_bounded(actions: list[Callable[[], Any]], timeout_s: float) -> bool:
-    """Run all actions at once; whether each returned in time and was not False.
-
-    In daemon threads, because the SDK's own timeouts are 30 s or ignored: a thread that hangs on
-    a dead backend is left behind.
-    """
-    results: dict[int, bool] = {}
-
-    def run(index: int, action: Callable[[], Any]) -> None:
-        try:
-            results[index] = action() is not False
-        except Exception:  # telemetry never breaks the application
-            _logger.debug("flush failed", exc_info=True)
-            results[index] = False
-
-    deadline = time.monotonic() + timeout_s
-    threads = [
-        threading.Thread(target=run, args=(index, action), daemon=True, name="spanloom-flush")
-        for index, action in enumerate(actions)
-    ]
-    for thread in threads:
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is too far gone to start threads
-            return False
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return len(results) == len(actions) and all(results.values())
 
 
 def _adopt_global_providers(telemetry: Telemetry) -> None:
@@ -263,6 +232,7 @@ def _install(telemetry: Telemetry, spool: inflight.Journal | None) -> None:
     if settings.enabled:
         inflight.announce_open_spans(telemetry.tracer_provider, settings, spool)
         _instrument_libraries(telemetry)
+    bounded.prepare()
     atexit.register(telemetry.shutdown, settings.shutdown_timeout_s)
     _flush_on_sigterm(telemetry)
 
