@@ -324,7 +324,7 @@ with step("long"):
     try: filler.write_bytes(b"x" * 400_000)
     except OSError: pass
     work(0, 200)
-time.sleep(1)
+time.sleep(4)
 filler.unlink()
 ready()
 """,
@@ -423,7 +423,7 @@ def test_a_finder_that_dies_too_leaves_the_rest_to_the_next(
     strict: Strict, receiver: Receiver, processes: Processes, folder: Path
 ) -> None:
     """The second process sends only what the first had not."""
-    processes.crash("with step('open'):\n time.sleep(1)\n work(0, 1500); ready()", DEAD)
+    processes.crash("with step('open'):\n time.sleep(4)\n work(0, 1500); ready()", DEAD)
     strict.answers = [(200, {}), (200, {}), *[(503, {"Retry-After": "60"})] * 9]
     processes.start("time.sleep(600)", strict.url)
     wait_for(lambda: len(strict.sizes) == 3)
@@ -431,6 +431,7 @@ def test_a_finder_that_dies_too_leaves_the_rest_to_the_next(
     processes.started[-1].wait()
     processes.start("time.sleep(600)", receiver.url)
     wait_for(lambda: not processes.left())
+    wait_for(lambda: "open" in names(receiver) or "open" in strict.taken)
 
     assert len(strict.taken) == 1024
     assert Counter([*strict.taken, *names(receiver).elements()]) == {
