@@ -1,6 +1,6 @@
 """Sums: tokens and dollars of all LLM calls below a tool, node, agent or workflow span.
 
-    with usage_scope() as usage:      # opened by the span
+    with UsageScope() as usage:       # opened by the span
         ...                           # an LLM call inside: add_usage(120, 30)
     usage.input_tokens                # 120, and the same was added to every scope around
 
@@ -86,11 +86,6 @@ class UsageScope:
             if self.cost_partial:
                 sums[semconv.SPANLOOM_COST_PARTIAL] = True
         return sums
-
-
-def usage_scope() -> UsageScope:
-    """Open a scope below the one in force."""
-    return UsageScope()
 
 
 def current_scope(context: Context | None = None) -> UsageScope | None:
