@@ -1,6 +1,5 @@
 """`spanloom trace --watch` follows work until it has ended."""
 
-import itertools
 import os
 import pty
 import re
@@ -50,13 +49,17 @@ def hanging(server: LiveServer) -> Iterator[LiveServer]:
     server.send_logs(announced("POST /chat", 1), announced(HOSTILE, 2, parent=1))
     over = threading.Event()
 
-    def beat() -> None:
-        for sequence in itertools.count(1):
-            server.send_logs(heartbeat(1, 2, sequence=sequence, at_ms=3_000))
-            if over.wait(0.3):
-                return
+    def beat(sequence: int) -> None:
+        server.send_logs(heartbeat(1, 2, sequence=sequence, at_ms=3_000))
 
-    thread = threading.Thread(target=beat)
+    def go_on_beating() -> None:
+        sequence = 1
+        while not over.wait(0.3):
+            sequence += 1
+            beat(sequence)
+
+    beat(1)  # stored before any test looks: without it the spans would be open for 1 s only
+    thread = threading.Thread(target=go_on_beating)
     thread.start()
     yield server
     over.set()
