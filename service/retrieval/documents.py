@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # ships no types
+import yaml
 
 from service.retrieval.tokenize import count_units, language_of
 
