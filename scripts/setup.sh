@@ -1,7 +1,7 @@
 #!/bin/sh
 # Creates .venv and installs the locked dependencies and this project into it.
 #
-#   sh scripts/setup.sh run|dev      PYTHON=/path/to/python3.12 picks the interpreter
+#   sh scripts/setup.sh run|ui|dev      PYTHON=/path/to/python3.12 picks the interpreter
 #
 # Works with uv, with python3 + venv, and with a Python that lacks ensurepip (Debian without
 # python3-venv) as long as it has pip. A second call with nothing changed returns at once and
@@ -11,15 +11,16 @@ cd "$(dirname "$0")/.."
 
 case "${1:-run}" in
   run) lock=requirements.lock ;;
+  ui) lock=requirements-ui.lock ;;
   dev) lock=requirements-dev.lock ;;
-  *) echo "usage: sh scripts/setup.sh run|dev" >&2; exit 2 ;;
+  *) echo "usage: sh scripts/setup.sh run|ui|dev" >&2; exit 2 ;;
 esac
 say() { printf '%s\n' "$*" >&2; }
 
-# The stamp names what was installed; the dev set contains the run set.
-fingerprint=$(cat "$lock" pyproject.toml scripts/setup.sh | cksum | tr -d ' ')
+# The stamp names what was installed; each set contains the ones before it.
+fingerprint_of() { cat "$1" pyproject.toml scripts/setup.sh | cksum | tr -d ' '; }
+fingerprint=$(fingerprint_of "$lock")
 stamp=".venv/.installed-$lock"
-run_fingerprint=$(cat requirements.lock pyproject.toml scripts/setup.sh | cksum | tr -d ' ')
 installed() {
   [ -x .venv/bin/python ] && .venv/bin/python -c "" 2>/dev/null &&
     [ "$(cat "$stamp" 2>/dev/null)" = "$fingerprint@$(pwd)" ]
@@ -82,7 +83,7 @@ install --require-hashes -r "$lock"
 # hatchling is in the lock, so that building the project itself needs no network.
 install --no-deps --no-build-isolation -e .
 
-printf '%s' "$fingerprint@$(pwd)" > "$stamp"
-if [ "$lock" = requirements-dev.lock ]; then
-  printf '%s' "$run_fingerprint@$(pwd)" > .venv/.installed-requirements.lock
-fi
+for contained in requirements.lock requirements-ui.lock requirements-dev.lock; do
+  printf '%s' "$(fingerprint_of "$contained")@$(pwd)" > ".venv/.installed-$contained"
+  [ "$contained" != "$lock" ] || break
+done

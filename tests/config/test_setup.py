@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.lock", "requirements-ui.lock", "requirements-dev.lock")
 COREUTILS = ("sh", "dirname", "cat", "cksum", "tr", "grep")
 
 
@@ -16,9 +17,8 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout without .venv, in a path with a space."""
     copy = tmp_path / "a checkout"
     (copy / "scripts").mkdir(parents=True)
-    for name in ("scripts/setup.sh", "pyproject.toml", "requirements.lock"):
+    for name in ("scripts/setup.sh", "pyproject.toml", *LOCKS):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copy(ROOT / "requirements-dev.lock", copy)
     return copy
 
 
@@ -86,7 +86,7 @@ def test_an_unknown_mode_is_a_usage_error(checkout: Path) -> None:
     assert "usage:" in done.stderr
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_pins_with_hashes_and_names_no_address(lock: str) -> None:
     """Every requirement carries a hash; where packages come from is the installer's business."""
     lines = (ROOT / lock).read_text().splitlines()
@@ -98,11 +98,12 @@ def test_the_lock_pins_with_hashes_and_names_no_address(lock: str) -> None:
     assert sum("--hash=sha256:" in line for line in lines) >= len(pins)
 
 
-def test_the_dev_lock_contains_the_run_lock() -> None:
-    """Tests run against the versions that are shipped."""
+def test_each_lock_contains_the_one_before() -> None:
+    """Tests run against the versions that are shipped, and whoever has them needs no other set."""
 
     def pins(name: str) -> set[str]:
         lines = (ROOT / name).read_text().splitlines()
         return {line.rstrip(" \\") for line in lines if "==" in line and not line.startswith(" ")}
 
-    assert pins("requirements.lock") <= pins("requirements-dev.lock")
+    run, ui, dev = (pins(lock) for lock in LOCKS)
+    assert run < ui < dev
