@@ -14,6 +14,10 @@ QUERY_HTTP: Final = 16686
 """Query API and page: embedded backend or Jaeger."""
 JAEGER_OTLP_GRPC: Final = 14317
 """Jaeger's OTLP port where it shares a host with the Collector, which owns 4317."""
+REAP_OTLP_HTTP: Final = 4319
+"""Where `spanloom reap` takes in-flight events from the Collector, by OTLP over HTTP."""
+REAP_HTTP: Final = 4320
+"""`/health` and `/metrics` of `spanloom reap`."""
 COLLECTOR_PROMETHEUS: Final = 8889
 """Collector's Prometheus exporter."""
 COLLECTOR_METRICS: Final = 8888
