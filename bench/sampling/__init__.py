@@ -1,0 +1,1 @@
+"""What sampling keeps of the traces that matter: a simulation of an agent's traffic."""
