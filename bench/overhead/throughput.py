@@ -6,36 +6,18 @@ with OTEL_SDK_DISABLED=true. Only one of them has requests at a time.
 """
 
 import contextlib
-import http.client
-import http.server
-import itertools
-import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-_ROOT = Path(__file__).parents[2]
-_PARALLEL = 4
+from overhead.service_stack import ServiceStack, otlp_sink
+
 _BATCH = 40
 _WARM_UP = 20
 _LEAST_ROUNDS = 4
-_START_S = 120
-_QUESTIONS = (
-    "What does a KV cache save, and what does it cost?",
-    "How does HNSW search find neighbours?",
-    "什么是检索增强生成？",
-    "What is (17 + 4) * 3?",
-)
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -57,143 +39,17 @@ class Throughput:
         return median(on / off for on, off in zip(self.cpu_on, self.cpu_off, strict=True))
 
 
-class _Sink(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.taken += 1  # type: ignore[attr-defined]  # see _sink
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def _sink() -> Iterator[http.server.ThreadingHTTPServer]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
-    server.taken = 0  # type: ignore[attr-defined]
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class _Stack:
-    """A retrieval process, the offline model's and the API's."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, **telemetry: str) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(
-                ("AGENT_", "OTEL_", "SPANLOOM_", "OPENAI", "ANTHROPIC", "PROMETHEUS_")
-            )
-        } | {"AGENT_DATA_DIR": str(folder), "AGENT_LLM_PROVIDER": "offline", **telemetry}
-        self._processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(self._stop)
-        retrieval = self._start("retrieval_listening", "service.retrieval", "serve", "--port", "0")
-        self._environment["AGENT_RETRIEVAL_URL"] = f"http://127.0.0.1:{retrieval}"
-        model = self._start("offline_llm_ready", "service.llm", "serve", "--port", "0")
-        self._environment["AGENT_OFFLINE_LLM_PORT"] = str(model)
-        self.port = self._start("api_listening", "service.app", "--port", "0")
-        self._wait_until_ready()
-
-    def _start(self, event: str, module: str, *arguments: str) -> int:
-        """Start a process and return the port that its log names in this event."""
-        log = self._folder / f"{event}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                cwd=_ROOT,
-                env=self._environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self._processes.append(process)
-        end = time.monotonic() + _START_S
-        while time.monotonic() < end and process.poll() is None:
-            for line in log.read_text("utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    record = json.loads(line)
-                    if record.get("event") == event:
-                        return int(record["port"])
-            time.sleep(0.1)
-        raise SystemExit(f"{module} did not start:\n{log.read_text('utf-8')}")
-
-    def _wait_until_ready(self) -> None:
-        end = time.monotonic() + _START_S
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError), _connection(self.port) as api:
-                api.request("GET", "/ready")
-                if api.getresponse().status == 200:
-                    return
-            time.sleep(0.2)
-        raise SystemExit("the API did not become ready")
-
-    def batch(self, requests: int) -> tuple[float, float]:
-        """Requests a second, and milliseconds of CPU a request of all three processes."""
-        cpu, start = self._cpu_seconds(), time.perf_counter()
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(self._ask, [requests // _PARALLEL] * _PARALLEL))
-        seconds = time.perf_counter() - start
-        return requests / seconds, (self._cpu_seconds() - cpu) / requests * 1000
-
-    def _ask(self, requests: int) -> None:
-        with _connection(self.port) as api:
-            for _ in range(requests):
-                number = next(_numbers)
-                question = _QUESTIONS[number % len(_QUESTIONS)]
-                body = json.dumps({"query": question, "session_id": f"bench-{number}"})
-                api.request("POST", "/chat", body, {"Content-Type": "application/json"})
-                answer = api.getresponse()
-                text = answer.read()
-                if answer.status != 200:
-                    raise SystemExit(f"/chat answered {answer.status}: {text.decode()}")
-
-    def _cpu_seconds(self) -> float:
-        ticks = 0
-        for process in self._processes:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def _stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextlib.contextmanager
-def _connection(port: int) -> Iterator[http.client.HTTPConnection]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as api:
-        yield api
-
-
 def measure(seconds: float) -> Throughput:
     """Alternate batches, in shuffled order, until the time is over."""
     found = Throughput([], [], [], [])
     chance = random.Random(1)
     with (
         tempfile.TemporaryDirectory() as folder,
-        _sink() as sink,
+        otlp_sink() as sink,
         contextlib.ExitStack() as stack,
     ):
-        endpoint = f"http://127.0.0.1:{sink.server_address[1]}"
-        on = _Stack(Path(folder) / "on", stack, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
-        off = _Stack(Path(folder) / "off", stack, OTEL_SDK_DISABLED="true")
+        on = ServiceStack(Path(folder) / "on", stack, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+        off = ServiceStack(Path(folder) / "off", stack, OTEL_SDK_DISABLED="true")
         for one in (on, off):
             one.batch(_WARM_UP)
         end = time.monotonic() + seconds
@@ -204,6 +60,6 @@ def measure(seconds: float) -> Throughput:
                 rate, milliseconds = one.batch(_BATCH)
                 rates.append(rate)
                 cpu.append(milliseconds)
-        if not sink.taken:  # type: ignore[attr-defined]
+        if not sink.taken:
             raise SystemExit("telemetry was on, and nothing came to the sink")
     return found
