@@ -2,13 +2,15 @@
 .DEFAULT_GOAL := help
 PYTHON ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
+# Not in parallel by default: each test already runs four programs and the service's own.
+STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run test check format lint types layers docs lock bench clean
+.PHONY: help setup setup-dev run test stack-tools test-stack check format lint types layers docs lock bench clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv and install the pinned dependencies
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh run
@@ -21,6 +23,12 @@ run: setup ## start everything: backend, retrieval, offline LLM, agent API
 
 test: setup-dev ## the whole test suite, real processes included
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+stack-tools: ## build Collector, Jaeger, Prometheus, Loki from Go modules (cached)
+	@python3 scripts/stack_tools.py
+
+test-stack: setup-dev ## the suite against the real programs (needs stack-tools)
+	.venv/bin/python -m pytest tests/stack -m stack $(STACK_ARGS)
 
 check: format lint types layers test ## format, lint, types, layers, tests
 
