@@ -4,10 +4,14 @@ Values come from the environment (`AGENT_` and the field's name, or the usual na
 alias) and from `.env`. `.env.example` is checked against this module by a test.
 """
 
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -149,6 +153,7 @@ class Settings(BaseSettings):
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The process's settings, read once; ConfigurationError names every one that is wrong."""
+    _refuse_misspelt({*os.environ, *dotenv_values(".env", encoding="utf-8")})
     try:
         return Settings()
     except SettingsError as error:  # a list that is not JSON
@@ -160,6 +165,16 @@ def get_settings() -> Settings:
             for each in error.errors(include_url=False, include_input=False)
         )
         raise ConfigurationError(f"Settings that cannot work: {wrong}") from None
+
+
+def _refuse_misspelt(given: Iterable[str]) -> None:
+    """A name one letter off would pass in silence; AGENT_ names of other programs may be there."""
+    known = {f"AGENT_{name.upper()}" for name in Settings.model_fields}
+    unknown = sorted(name for name in given if name.startswith("AGENT_") and name not in known)
+    meant = {name: get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
+    wrong = "; ".join(f"{name}, did you mean {near[0]}?" for name, near in meant.items() if near)
+    if wrong:
+        raise ConfigurationError(f"Not a setting: {wrong}")
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -122,6 +122,29 @@ def test_every_wrong_variable_is_named_and_no_value(monkeypatch: pytest.MonkeyPa
     assert "hunter2" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("where", ["environment", ".env"])
+def test_a_misspelt_name_is_not_passed_over(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The setting that was meant is named; what other programs call AGENT_… is left alone."""
+    monkeypatch.chdir(tmp_path)
+    names = {"AGENT_DEADLIN_S": "7", "AGENT_NAME": "build-agent-3"}
+    for name, value in names.items():
+        if where == "environment":
+            monkeypatch.setenv(name, value)
+        else:
+            with Path(".env").open("a", encoding="utf-8") as dotenv:
+                dotenv.write(f"# 期限\n{name}={value}\n")
+    get_settings.cache_clear()
+    try:
+        with pytest.raises(ConfigurationError) as refusal:
+            get_settings()
+    finally:
+        get_settings.cache_clear()
+
+    assert str(refusal.value) == "Not a setting: AGENT_DEADLIN_S, did you mean AGENT_DEADLINE_S?"
+
+
 @pytest.mark.parametrize(
     ("given", "provider"),
     [
