@@ -18,36 +18,25 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from decimal import Context, Decimal, localcontext
+from datetime import datetime
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from spanloom.telemetry.price_file import OwnPrice, PriceFileError, read_price_file
+from spanloom.telemetry.price_history import EXACT, History
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo, ModelPrice, Provider, Usage
+    from genai_prices.types import ModelInfo, Provider
 
 _logger: Final = logging.getLogger(__name__)
 
 PRICES_VARIABLE: Final = "SPANLOOM_PRICES"
-_EXACT: Final = Context(prec=40)
-"""Not the application's decimal context, which may round to cents or trap."""
 _ROUNDED: Final = Context(prec=10)
 _MAX_KNOWN: Final = 1024
 """Models remembered, priced or not; beyond that it starts afresh: a lookup each, 0.1 ms."""
 
-_RATES: Final = (
-    "input_mtok",
-    "output_mtok",
-    "cache_read_mtok",
-    "cache_write_mtok",
-    "cache_write_1h_mtok",
-    "requests_kcount",
-)
-"""Prices, as genai-prices names them, of what a call here can have."""
 _PROVIDERS: Final = {
     # gen_ai.provider.name → genai-prices' id, where they differ. Nothing fuzzy: to genai-prices
     # an "openai-compatible" server is OpenAI.
@@ -62,8 +51,6 @@ _PROVIDERS: Final = {
     "x_ai": "x-ai",
 }
 
-_Tariff = Callable[["Usage", datetime], Decimal | None]
-"""Price of a usage at a time; None where it has none."""
 _Key = tuple[str | None, str | None, str]
 
 
@@ -90,21 +77,13 @@ def cost_usd(
         return None
     try:
         prices = _READER.prices()
-        if prices is None:
+        price = None if prices is None else prices.of(provider, server_address, model).at(at)
+        if price is None:
             return None
-        tariff = prices.tariff(provider, server_address, model)
-        if tariff is None:
-            return None
-        with localcontext(_EXACT):
-            usage = prices.usage(
-                input_tokens=input_tokens,
-                output_tokens=output_tokens,
-                cache_read_tokens=cache_read or 0,
-                cache_write_tokens=cache_write or 0,
-                cache_write_1h_tokens=cache_write_1h or 0,
-            )
-            cost = tariff(usage, at or datetime.now(UTC))
-        return None if cost is None else rounded(cost)
+        cost = price.cost(
+            input_tokens, output_tokens, cache_read or 0, cache_write or 0, cache_write_1h or 0
+        )
+        return None if cost is None else _ROUNDED.plus(cost)
     except Exception:  # counts that contradict each other; telemetry never breaks the application
         _logger.debug("a call of %s cannot be priced", model, exc_info=True)
         return None
@@ -117,7 +96,7 @@ def rounded(dollars: Decimal) -> Decimal:
 
 def added(total: Decimal | None, dollars: Decimal) -> Decimal:
     """Exact sum, whatever the application's decimal context is; None counts as nothing."""
-    return dollars if total is None else _EXACT.add(total, dollars)
+    return dollars if total is None else EXACT.add(total, dollars)
 
 
 class _Prices:
@@ -128,7 +107,7 @@ class _Prices:
         from genai_prices import Usage, data_snapshot  # noqa: PLC0415 - optional and slow
         from genai_prices.types import ModelPrice  # noqa: PLC0415
 
-        self.usage: type[Usage] = Usage
+        self._usage: type[Usage] = Usage
         self._snapshot_now = data_snapshot.get_snapshot
         self._snapshot: DataSnapshot = data_snapshot.get_snapshot()
         self._own = [
@@ -143,12 +122,10 @@ class _Prices:
             )
             for price in own
         ]
-        self._known: dict[_Key, _Tariff | None] = {}
+        self._known: dict[_Key, History] = {}
 
-    def tariff(
-        self, provider: str | None, server_address: str | None, model: str
-    ) -> _Tariff | None:
-        """The prices of a model, or None; looked up once."""
+    def of(self, provider: str | None, server_address: str | None, model: str) -> History:
+        """The prices of a model; looked up once."""
         snapshot = self._snapshot_now()
         if snapshot is not self._snapshot:  # the application lets genai-prices update itself
             self._snapshot, self._known = snapshot, {}
@@ -160,60 +137,21 @@ class _Prices:
             pass
         if len(known) >= _MAX_KNOWN:
             known = self._known = {}
-        tariff = known[key] = self._look_up(provider, server_address, model)
-        if tariff is None:
-            _logger.debug("no price for model %r of %r at %r", model, provider, server_address)
-        return tariff
-
-    def _look_up(
-        self, provider: str | None, server_address: str | None, model: str
-    ) -> _Tariff | None:
-        published = _published(self._snapshot, provider, server_address, model)
         own = [(own, price) for own, price in self._own if own.matches(provider, model)]
-        if not own:
-            return published
-
-        def tariff(usage: "Usage", at: datetime) -> Decimal | None:
-            day = (at.astimezone(UTC) if at.tzinfo else at).date()
-            for own_price, price in own:
-                if own_price.valid_from <= day:
-                    return price.calc_price(usage)["total_price"]
-            return None if published is None else published(usage, at)
-
-        return tariff
+        published = _published(self._snapshot, provider, server_address, model)
+        if not own and published is None:
+            _logger.debug("no price for model %r of %r at %r", model, provider, server_address)
+        history = known[key] = History(own, published, self._usage)
+        return history
 
 
 def _published(
     snapshot: "DataSnapshot", provider: str | None, server_address: str | None, model: str
-) -> _Tariff | None:
+) -> "ModelInfo | None":
     """Look in genai-prices' table; without its own lookups, which guess and never forget."""
     seller = _seller(snapshot, provider, server_address)
     found = seller and seller.find_model(model, all_providers=snapshot.providers)
-    if not seller or not found:
-        return None
-    return _dated(found)
-
-
-def _dated(model: "ModelInfo") -> _Tariff:
-    used: dict[int, tuple[ModelPrice, ModelPrice]] = {}  # a model has one to three
-
-    def tariff(usage: "Usage", at: datetime) -> Decimal | None:
-        price = model.get_prices(at)
-        # Subscriptions and models billed by the minute or page are listed without these: a sum
-        # without them is 0, and wrong.
-        if price.input_mtok is None or (price.output_mtok is None and usage.output_tokens):
-            return None
-        if id(price) not in used:
-            used[id(price)] = price, _of_tokens(price)
-        return used[id(price)][1].calc_price(usage)["total_price"]
-
-    return tariff
-
-
-def _of_tokens(price: "ModelPrice") -> "ModelPrice":
-    """Leave out audio, images, searches: we never count them, and each costs a call 10 µs."""
-    rates = {name: getattr(price, name) for name in _RATES}
-    return type(price)(**{name: rate for name, rate in rates.items() if rate is not None})
+    return found or None
 
 
 def _seller(
