@@ -35,9 +35,17 @@ _dropped: Final = Counter(
     "Spans and log records lost on the way to the backend.",
     ["signal", "reason"],
 )
+_REASONS: Final = (QUEUE_FULL, EXPORT_FAILED, REJECTED, SPOOL_FULL, DISK_FULL, DAMAGED)
 _lock = threading.Lock()
 _unsaid: dict[str, int] = {}
 _last_said = float("-inf")
+
+
+def begin_at_zero() -> None:
+    """Show every reason as 0: a series that begins with a loss has not increased, to Prometheus."""
+    for signal in ("traces", "logs"):
+        for reason in _REASONS:
+            _dropped.labels(signal=signal, reason=reason)
 
 
 def record_drop(signal: Signal, reason: str, count: int = 1) -> None:

@@ -18,6 +18,7 @@ it; the spans around it get the status only.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import traceback
 from collections.abc import Callable
@@ -45,6 +46,12 @@ _TIMEOUT_NAMES: Final = frozenset(
     # of them has to be imported.
     {"TimeoutException", "APITimeoutError", "NodeTimeoutError", "Timeout"}
 )
+_TOO_MANY_REQUESTS: Final = 429
+_RATE_LIMIT_NAMES: Final = frozenset(
+    # OpenAI, Anthropic, Cohere, Mistral and others; google.api_core; botocore
+    {"RateLimitError", "TooManyRequests", "TooManyRequestsError", "ResourceExhausted"}
+    | {"ThrottlingException"}
+)
 _RAISED_IN: Final = "__spanloom_raised_in__"
 """Key in an exception's `__dict__`: trace id, span id and flags of the innermost span that saw it,
 as plain numbers because exceptions are pickled."""
@@ -57,6 +64,13 @@ class Ending:
 
     outcome: str
     error_type: str | None = None
+    is_rate_limit: bool = False
+    """Whether the error is a provider's "too many requests"."""
+
+    @property
+    def status(self) -> str:
+        """The outcome as metrics of model calls name it, rate limits told apart."""
+        return semconv.STATUS_RATE_LIMIT if self.is_rate_limit else self.outcome
 
 
 OK: Final = Ending(semconv.OUTCOME_OK)
@@ -153,7 +167,20 @@ def classify(exc: BaseException | None) -> Ending:
         base.__name__ in _TIMEOUT_NAMES for base in type(exc).__mro__
     ):
         return _TIMEOUT
-    return Ending(semconv.OUTCOME_ERROR, error_type_of(exc))
+    return Ending(semconv.OUTCOME_ERROR, error_type_of(exc), is_rate_limit(exc))
+
+
+def is_rate_limit(exc: BaseException) -> bool:
+    """Whether a provider says "too many requests", by HTTP status 429 or the exception's name."""
+    with contextlib.suppress(Exception):  # whatever an attribute of somebody else's does
+        response = getattr(exc, "response", None)
+        if isinstance(response, dict):  # botocore
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(response, "status_code", None)
+        if _TOO_MANY_REQUESTS in (status, getattr(exc, "status_code", None)):
+            return True
+    return any(base.__name__ in _RATE_LIMIT_NAMES for base in type(exc).__mro__)
 
 
 def _langgraph_control_flow(exc: BaseException) -> Ending | None:

@@ -67,6 +67,10 @@ class Instruments:
         self.latency: Histogram = seconds(semconv.PROM_LATENCY_SECONDS, LATENCY_BUCKETS)
         self.tool_calls: Counter = meter.create_counter(f"{semconv.PROM_TOOL_CALLS}_total")
         self.tokens: Counter = meter.create_counter(f"{semconv.PROM_TOKENS}_total")
+        self.llm_calls: Counter = meter.create_counter(f"{semconv.PROM_LLM_CALLS}_total")
+        self.cost: Counter = meter.create_counter(f"{semconv.PROM_COST_USD}_total")
+        self.step_tokens: Counter = meter.create_counter(f"{semconv.PROM_STEP_TOKENS}_total")
+        self.step_cost: Counter = meter.create_counter(f"{semconv.PROM_STEP_COST_USD}_total")
         self.active_requests: UpDownCounter = meter.create_up_down_counter(
             semconv.PROM_ACTIVE_REQUESTS
         )

@@ -30,6 +30,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, TraceFlags
 
 from spanloom import semconv
+from spanloom.telemetry import metrics
 from spanloom.telemetry.exporters import clean_span, create_otlp_exporter
 from spanloom.telemetry.redaction import cap
 from spanloom.telemetry.settings import TelemetrySettings
@@ -131,6 +132,14 @@ class _Announced:
     sent: int = 0
     """Revision that the backend has."""
 
+    def is_overdue(self, now: int) -> bool:
+        """Whether the span has a deadline, and is open although it is over (`now` in ns)."""
+        span = self.reference()
+        allowed = self.attributes.get(semconv.SPANLOOM_DEADLINE_MS)
+        if span is None or not isinstance(allowed, int):
+            return False
+        return span.end_time is None and now - (span.start_time or now) > allowed * 1_000_000
+
 
 _Due = tuple[_Announced, Span]
 
@@ -198,6 +207,7 @@ class InFlight(SpanProcessor):
         """Announce what is due and send the heartbeat if it is time."""
         now = time.monotonic()
         due = [*self._repeats(now), *self._new(now)]
+        self._measure()
         if self._journal is not None:
             for entry, span in due:
                 if entry.journaled < entry.revision:
@@ -256,6 +266,16 @@ class InFlight(SpanProcessor):
         self._unannounced = unannounced
         return due
 
+    def _measure(self) -> None:
+        """Show how much is open, and for how long."""
+        _, oldest = next(iter(self._open), (0, None))
+        now = time.time_ns()
+        metrics.show_open_spans(
+            count=len(self._open),
+            overdue=sum(entry.is_overdue(now) for entry in list(self._announced.values())),
+            oldest=None if oldest is None else (oldest.start_time or 0) / 1e9,
+        )
+
     def _heartbeat(self, *, last: bool = False) -> LogRecord:
         self._sequence += 1
         resource = self._resource().attributes
@@ -307,6 +327,7 @@ class InFlight(SpanProcessor):
         self._thread.join(2 * SEND_TIMEOUT_S)
         if self._thread.is_alive():
             return
+        metrics.show_open_spans(count=0, overdue=0, oldest=None)
         try:
             self._send([], self._heartbeat(last=True))
             if self._exporter is not None:

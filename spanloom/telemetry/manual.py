@@ -18,7 +18,7 @@ from opentelemetry.util.types import AttributeValue
 from spanloom import semconv
 from spanloom.telemetry import content, conversation, endings, metrics, pricing
 from spanloom.telemetry.operation import Operation, use_tracer_provider
-from spanloom.telemetry.usage import UsageScope, settle
+from spanloom.telemetry.usage import UsageScope, bill_of, settle
 
 __all__ = [
     "Embeddings",
@@ -94,8 +94,7 @@ class LLMCall(Operation):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        if self.span.is_recording():
-            pricing.warm()
+        pricing.warm()
         return self
 
     def usage(
@@ -174,7 +173,7 @@ class LLMCall(Operation):
         cache_read = usage(semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS)
         cache_write = usage(semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS)
         address, port = self._server
-        settle(
+        bill = settle(
             self.span,
             ending,
             provider=self._provider,
@@ -196,6 +195,8 @@ class LLMCall(Operation):
             output_tokens=output_tokens,
             time_to_first_chunk=self._first_chunk,
             error_type=ending.error_type,
+            status=ending.status,
+            bill=bill,
             server_address=address if isinstance(address, str) else None,
             server_port=port if isinstance(port, int) else None,
             cache_read=cache_read,
@@ -221,7 +222,7 @@ class ToolCall(Operation):
             attributes[semconv.GEN_AI_TOOL_CALL_ID] = call_id
         super().__init__(f"{semconv.OP_EXECUTE_TOOL} {name}", SpanKind.INTERNAL, attributes)
         self._tool = name
-        self._usage_scope = UsageScope()
+        self._usage_scope = UsageScope(tool=name)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -378,6 +379,8 @@ class Embeddings(_Counted):
             input_tokens=self._input_tokens,
             output_tokens=None,
             error_type=ending.error_type,
+            status=ending.status,
+            bill=bill_of(None),
         )
 
 

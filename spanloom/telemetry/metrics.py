@@ -12,6 +12,7 @@ exemplars are those of all workers (`spanloom.telemetry.workers`).
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from spanloom import semconv
 from spanloom.telemetry import genai_metrics
+from spanloom.telemetry.usage import Bill
 
 if TYPE_CHECKING:
     from spanloom.telemetry.workers import SharedMetrics
@@ -36,7 +38,15 @@ LATENCY_BUCKETS: Final = genai_metrics.LATENCY_BUCKETS
 OTHER: Final = "other"
 """Label value in place of those that come after the first `MAX_LABEL_VALUES`."""
 MAX_LABEL_VALUES: Final = 100
+NOBODY: Final = "none"
+"""Label value where a model was called outside of any graph node, or of any tool."""
 _MAX_LABEL_LENGTH: Final = 128
+_FAILURES: Final = (
+    semconv.OUTCOME_ERROR,
+    semconv.OUTCOME_TIMEOUT,
+    semconv.OUTCOME_CANCELLED,
+)
+_NO_BILL: Final = Bill()
 
 
 def _shared_metrics() -> "SharedMetrics | None":
@@ -70,11 +80,44 @@ _latency: Final = Histogram(
 )
 _tool_calls: Final = Counter(semconv.PROM_TOOL_CALLS, "Tool calls.", ["tool", "status"])
 _tokens: Final = Counter(semconv.PROM_TOKENS, "Tokens of LLM calls.", ["model", "type"])
+_llm_calls: Final = Counter(semconv.PROM_LLM_CALLS, "Model calls.", ["model", "status"])
+_cost: Final = Counter(semconv.PROM_COST_USD, "US dollars for model calls with a price.", ["model"])
+_step_tokens: Final = Counter(
+    semconv.PROM_STEP_TOKENS,
+    "Tokens by the innermost graph node and tool around the model call.",
+    ["node", "tool", "type"],
+)
+_step_cost: Final = Counter(
+    semconv.PROM_STEP_COST_USD,
+    "US dollars by the innermost graph node and tool around the model call.",
+    ["node", "tool"],
+)
 _active: Final = Gauge(
     semconv.PROM_ACTIVE_REQUESTS, "Requests in progress.", multiprocess_mode="livesum"
 )
+_open_spans: Final = Gauge(
+    semconv.PROM_OPEN_SPANS, "Sampled spans that have not ended.", multiprocess_mode="livesum"
+)
+_overdue_spans: Final = Gauge(
+    semconv.PROM_OVERDUE_SPANS, "Spans open past their deadline.", multiprocess_mode="livesum"
+)
+_oldest_open_span: Final = Gauge(
+    semconv.PROM_OLDEST_OPEN_SPAN,
+    "When the oldest span that has not ended began, Unix time; +Inf where there is none.",
+    multiprocess_mode="livemin",
+)
+_spool_waiting: Final = Gauge(
+    semconv.PROM_SPOOL_WAITING,
+    "Spans and log records in the spool that the backend has not taken yet.",
+    ["signal"],
+    multiprocess_mode="livesum",
+)
 if _shared is not None:
-    _active.set(0)  # a killed worker may have had this process id, and its file
+    # A killed worker may have had this process id, and its files.
+    _active.set(0)
+    _open_spans.set(0)
+    _overdue_spans.set(0)
+_oldest_open_span.set(math.inf)
 
 
 class _Labels:
@@ -100,6 +143,9 @@ _tool_status: Final = _Labels()
 _workflow: Final = _Labels()
 _agent: Final = _Labels()
 _model: Final = _Labels()
+_llm_status: Final = _Labels()
+_node: Final = _Labels()
+_known: Final[set[tuple[Counter, str]]] = set()
 
 
 def current_exemplar() -> dict[str, str] | None:
@@ -126,6 +172,17 @@ def _count(counter: Counter, amount: float) -> None:
         counter.inc(amount, exemplar=current_exemplar())
     except ValueError:  # the exemplar is refused, the number is not
         counter.inc(amount)
+
+
+def _begin_at_zero(counter: Counter, name: str, statuses: tuple[str, ...]) -> None:
+    """Show the failures of a model or tool as 0 before the first.
+
+    A series that begins at 1 has not increased, to Prometheus: an alert would miss the first.
+    """
+    if (counter, name) not in _known:
+        _known.add((counter, name))
+        for status in statuses:
+            counter.labels(name, status)
 
 
 def record_request(endpoint: str, status: str, seconds: float) -> None:
@@ -176,6 +233,8 @@ def record_llm(
     output_tokens: int | None,
     time_to_first_chunk: float | None = None,
     error_type: str | None = None,
+    status: str = semconv.OUTCOME_OK,
+    bill: Bill = _NO_BILL,
     server_address: str | None = None,
     server_port: int | None = None,
     cache_read: int | None = None,
@@ -185,7 +244,8 @@ def record_llm(
     """Measure one model call (`chat`, `text_completion`, `generate_content` or `embeddings`).
 
     Input tokens include cached ones and output tokens include reasoning; the subsets come beside
-    them. None for a count says that the provider did not report it.
+    them. None for a count says that the provider did not report it. `status` is the outcome, or
+    `semconv.STATUS_RATE_LIMIT`; `bill` is what it cost, and for whom.
     """
     with _never_raises():
         model = _model(response_model or request_model)
@@ -193,6 +253,11 @@ def record_llm(
             _count(_tokens.labels(model=model, type="input"), input_tokens)
         if output_tokens:
             _count(_tokens.labels(model=model, type="output"), output_tokens)
+        status = _llm_status(status)
+        _begin_at_zero(_llm_calls, model, (*_FAILURES, semconv.STATUS_RATE_LIMIT))
+        _count(_llm_calls.labels(model, status), 1)
+        genai_metrics.instruments().llm_calls.add(1, {"model": model, "status": status})
+        _record_bill(model, bill, input_tokens, output_tokens)
         genai_metrics.record_model_call(
             genai_metrics.ModelCall(
                 provider=provider,
@@ -214,11 +279,29 @@ def record_llm(
         )
 
 
+def _record_bill(
+    model: str, bill: Bill, input_tokens: int | None, output_tokens: int | None
+) -> None:
+    node, tool = _node(bill.node or NOBODY), _tool(bill.tool or NOBODY)
+    instruments = genai_metrics.instruments()
+    for kind, amount in (("input", input_tokens), ("output", output_tokens)):
+        if amount:
+            _count(_step_tokens.labels(node, tool, kind), amount)
+            instruments.step_tokens.add(amount, {"node": node, "tool": tool, "type": kind})
+    if bill.cost_usd is not None:
+        dollars = float(bill.cost_usd)
+        _count(_cost.labels(model), dollars)
+        _count(_step_cost.labels(node, tool), dollars)
+        instruments.cost.add(dollars, {"model": model})
+        instruments.step_cost.add(dollars, {"node": node, "tool": tool})
+
+
 def record_tool(*, tool: str, status: str, seconds: float, error_type: str | None = None) -> None:
     """Measure one tool call; `status` is its outcome (`semconv.OUTCOME_*`)."""
     with _never_raises():
         tool = _tool(tool)
         status = _tool_status(status)
+        _begin_at_zero(_tool_calls, tool, _FAILURES)
         _count(_tool_calls.labels(tool=tool, status=status), 1)
         instruments = genai_metrics.instruments()
         instruments.tool_calls.add(1, {"tool": tool, "status": status})
@@ -275,6 +358,20 @@ def _named(key: str, name: str, operation: str, error_type: str | None) -> dict[
     if error_type:
         attributes[semconv.ERROR_TYPE] = error_type
     return attributes
+
+
+def show_open_spans(*, count: int, overdue: int, oldest: float | None) -> None:
+    """Show what is in flight in this process; `oldest` is when its span began, in Unix seconds."""
+    with _never_raises():
+        _open_spans.set(count)
+        _overdue_spans.set(overdue)
+        _oldest_open_span.set(math.inf if oldest is None else oldest)
+
+
+def show_spool(signal: str, waiting: int) -> None:
+    """Show how much of a signal this process has in the spool and the backend not yet."""
+    with _never_raises():
+        _spool_waiting.labels(signal=signal).set(waiting)
 
 
 def render(accept: str) -> tuple[bytes, str]:

@@ -16,6 +16,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from spanloom import semconv
+from spanloom.telemetry import drops
 from spanloom.telemetry.drops import CountingLogProcessor, CountingSpanProcessor
 from spanloom.telemetry.exporters import (
     CleaningLogExporter,
@@ -56,6 +57,8 @@ def create_providers(
     report: Report,
 ) -> Providers:
     """Make providers and exporters without touching anything global."""
+    if settings.enabled:
+        drops.begin_at_zero()
     # None of them registers atexit by itself: the SDK's own shutdown is not bounded.
     resource = _resource(service_name, service_version)
     meter = _meter_provider(settings, resource, report)

@@ -116,6 +116,12 @@ class Journal(Generic[T]):
         """Up to where everything is delivered."""
         return self._cursor
 
+    @property
+    def waiting(self) -> int:
+        """How many spans or log records are not delivered; a batch over two segments blurs it."""
+        with self._lock:
+            return sum(max(0, part.count - part.delivered) for part in self._parts)
+
     def append(self, kind: int, span_id: int, body: bytes, origin: Origin, item: T) -> None:
         """Write a finished span or a log record; it survives the process when this returns.
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from spanloom.telemetry import drops, spool_format
+from spanloom.telemetry import drops, metrics, spool_format
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import Codec
 from spanloom.telemetry.spool_journal import Journal
@@ -140,6 +140,7 @@ class Sender(Generic[T]):
             except Exception:  # telemetry never breaks the application
                 _logger.debug("the spool was not sent", exc_info=True)
                 self._failed(0.0)
+            metrics.show_spool(self._signal, self._journal.waiting + len(self._unspooled))
             with self._progress:
                 self._progress.notify_all()
 

@@ -13,7 +13,7 @@ import threading
 from contextvars import Token
 from decimal import Decimal
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, NamedTuple, Self, cast
 
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
 from opentelemetry.trace import Span
@@ -38,12 +38,18 @@ class UsageScope:
         "cost_usd",
         "estimated",
         "input_tokens",
+        "node",
         "output_tokens",
         "parent",
+        "tool",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, node: str | None = None, tool: str | None = None) -> None:
         self.parent: UsageScope | None = None
+        self.node = node
+        """The graph node whose span this is of."""
+        self.tool = tool
+        """The tool whose span this is of."""
         self.input_tokens = 0
         self.output_tokens = 0
         self.calls = 0
@@ -99,6 +105,26 @@ def with_scope(context: Context, scope: UsageScope) -> Context:
     return set_value(_KEY, scope, context)
 
 
+class Bill(NamedTuple):
+    """What a model call cost and who made it: the innermost node and tool around it."""
+
+    cost_usd: Decimal | None = None
+    node: str | None = None
+    tool: str | None = None
+
+
+def bill_of(cost_usd: Decimal | None) -> Bill:
+    """The bill for a call made here."""
+    node: str | None = None
+    tool: str | None = None
+    scope = current_scope()
+    while scope is not None:
+        node = node or scope.node
+        tool = tool or scope.tool
+        scope = scope.parent
+    return Bill(cost_usd, node, tool)
+
+
 def add_usage(
     input_tokens: int | None,
     output_tokens: int | None,
@@ -141,23 +167,22 @@ def settle(
     cache_write_1h: int | None = None,
     estimated: bool = False,
     is_free: bool = False,
-) -> None:
+) -> Bill:
     """Write on its span what an LLM call cost, and add the call to the sums around it.
 
-    `is_free`: nothing was asked of the provider, the answer comes from a cache of our own.
+    `is_free`: nothing was asked of the provider, the answer comes from a cache of our own. Calls
+    that are not sampled have a price too: the metrics count every one.
     """
-    cost = None
-    if span.is_recording():
-        cost = pricing.cost_usd(
-            provider=provider,
-            model=model,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cache_read=cache_read,
-            cache_write=cache_write,
-            cache_write_1h=cache_write_1h,
-            server_address=server_address,
-        )
+    cost = pricing.cost_usd(
+        provider=provider,
+        model=model,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cache_read=cache_read,
+        cache_write=cache_write,
+        cache_write_1h=cache_write_1h,
+        server_address=server_address,
+    )
     if cost is None:
         # an error before any answer is not billed
         partial = not (is_free or (ending.outcome == semconv.OUTCOME_ERROR and not output_tokens))
@@ -167,3 +192,4 @@ def settle(
         if partial:
             span.set_attribute(semconv.SPANLOOM_COST_PARTIAL, True)
     add_usage(input_tokens, output_tokens, cost_usd=cost, cost_partial=partial, estimated=estimated)
+    return bill_of(cost)

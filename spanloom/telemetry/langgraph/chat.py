@@ -148,7 +148,7 @@ class ChatCall(Unit):
         if self.span.is_recording():
             self.span.set_attributes(self._response(answer, ending))
         address, port = self._server
-        settle(
+        bill = settle(
             self.span,
             ending,
             provider=self._provider,
@@ -171,6 +171,8 @@ class ChatCall(Unit):
             output_tokens=answer.output_tokens,
             time_to_first_chunk=self._first_chunk,
             error_type=ending.error_type,
+            status=ending.status,
+            bill=bill,
             server_address=address,
             server_port=port,
             cache_read=answer.cache_read,

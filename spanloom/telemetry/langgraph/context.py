@@ -84,9 +84,15 @@ class Frame(UsageScope):
     __slots__ = ("agent_name", "conversation_id", "cut_by", "interrupted", "run_span")
 
     def __init__(
-        self, context: Context, *, conversation_id: str | None, agent_name: str | None
+        self,
+        context: Context,
+        *,
+        conversation_id: str | None,
+        agent_name: str | None,
+        node: str | None = None,
+        tool: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(node=node, tool=tool)
         self.parent = current_scope(context)  # which may be that of a hand-written span
         self.conversation_id = conversation_id
         self.agent_name = agent_name

@@ -96,6 +96,7 @@ class TracedProc:
                 context,
                 conversation_id=conversation_id,
                 agent_name=outer.agent_name if outer is not None else None,
+                node=task.name,
             ),
             outer=outer,
         )

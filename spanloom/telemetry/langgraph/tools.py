@@ -49,6 +49,7 @@ class ToolRun(Unit):
                 context,
                 conversation_id=outer.conversation_id if outer is not None else None,
                 agent_name=outer.agent_name if outer is not None else None,
+                tool=name,
             ),
             outer=outer,
         )
