@@ -94,7 +94,9 @@ async def test_metrics_point_to_the_span_that_was_measured(recorded: Any) -> Non
 
     await measured_here_only.ainvoke({"word": "x"})
     body, _ = metrics.render("application/openmetrics-text; version=1.0.0")
-    (line,) = re.findall(r'agent_tool_calls_total\{status="ok",tool="measured_here_only".*', body.decode())
+    (line,) = re.findall(
+        r'agent_tool_calls_total\{status="ok",tool="measured_here_only".*', body.decode()
+    )
     context = recorded.one("execute_tool measured_here_only").context
     assert f'trace_id="{context.trace_id:032x}"' in line
     assert f'span_id="{context.span_id:016x}"' in line
