@@ -138,6 +138,9 @@ SPANLOOM_RESULT_COUNT: Final = "spanloom.result.count"
 SPANLOOM_LINK_KIND: Final = "spanloom.link.kind"
 LINK_UNTRUSTED_CALLER: Final = "untrusted_caller"
 LINK_RESUMED_FROM: Final = "resumed_from"
+SPANLOOM_RESUME_WAITED_MS: Final = "spanloom.resume.waited_ms"
+"""On a resumed run: how long its last checkpoint had lain, which is how long it waited for an
+answer, and what the interrupted node did before it asked."""
 
 EVENT_SPAN_OPEN: Final = "spanloom.span.open"
 EVENT_PROCESS_HEARTBEAT: Final = "spanloom.process.heartbeat"

@@ -48,13 +48,13 @@ SPANS: Final = {
         "invoke_workflow {graph}",
         "INTERNAL",
         (semconv.GEN_AI_WORKFLOW_NAME,),
-        (semconv.GEN_AI_CONVERSATION_ID, *_SUMS),
+        (semconv.GEN_AI_CONVERSATION_ID, semconv.SPANLOOM_RESUME_WAITED_MS, *_SUMS),
     ),
     semconv.OP_INVOKE_AGENT: SpanRow(
         "invoke_agent {name}",
         "INTERNAL",
         (semconv.GEN_AI_AGENT_NAME,),
-        (semconv.GEN_AI_CONVERSATION_ID, *_SUMS),
+        (semconv.GEN_AI_CONVERSATION_ID, semconv.SPANLOOM_RESUME_WAITED_MS, *_SUMS),
     ),
     semconv.OP_INVOKE_NODE: SpanRow(
         "invoke_node {node}",

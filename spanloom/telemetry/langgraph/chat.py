@@ -8,7 +8,7 @@ from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
-from spanloom.telemetry import content, conversation, endings, metrics
+from spanloom.telemetry import content, conversation, endings, estimate, metrics
 from spanloom.telemetry.langgraph import classify, request
 from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of, warn_once
 from spanloom.telemetry.langgraph.messages import Answer
@@ -25,6 +25,7 @@ class ChatCall(Unit):
         "_answer",
         "_chunks",
         "_first_chunk",
+        "_kept",
         "_model",
         "_provider",
         "_server",
@@ -62,6 +63,7 @@ class ChatCall(Unit):
         self._answer = Answer()
         self._chunks = 0
         self._first_chunk: float | None = None
+        self._kept: estimate.Kept | None = None
         outer = frame_of(context)
         super().__init__(
             tracer,
@@ -102,6 +104,8 @@ class ChatCall(Unit):
         try:
             if self._answer.add_chunk(message):
                 self._count_chunk()
+                if self._kept is not None:
+                    self._kept.add_message(message)
             if self._streamed is not None:
                 self._streamed.chunk(message)
         except Exception:  # noqa: BLE001 - telemetry never breaks the application
@@ -116,6 +120,8 @@ class ChatCall(Unit):
         with _READING:
             if event.get("event") == "content-block-delta":
                 self._count_chunk()
+                if self._kept is not None:
+                    self._kept.add_delta(event["delta"])
             if self._streamed is not None:
                 self._streamed.event(event)
 
@@ -127,6 +133,8 @@ class ChatCall(Unit):
             if not self._stream:  # asked for by a callback, deep inside generate
                 self._stream = True
                 self.span.set_attribute(semconv.GEN_AI_REQUEST_STREAM, True)
+            if self.span.is_recording():
+                self._kept = estimate.begin()
 
     def _read(self, result: Any) -> endings.Ending | None:
         if result is not None:
@@ -145,8 +153,11 @@ class ChatCall(Unit):
         if self._streamed is not None:
             self._streamed.write(self.span)
         answer = self._answer
+        estimated = self._estimate(ending)
         if self.span.is_recording():
             self.span.set_attributes(self._response(answer, ending))
+            if estimated:
+                self.span.set_attribute(semconv.SPANLOOM_USAGE_ESTIMATED, True)
         address, port = self._server
         bill = settle(
             self.span,
@@ -159,6 +170,7 @@ class ChatCall(Unit):
             cache_read=answer.cache_read,
             cache_write=answer.cache_write,
             cache_write_1h=answer.cache_write_1h,
+            estimated=estimated,
             is_free=answer.is_cached,
         )
         metrics.record_llm(
@@ -179,6 +191,23 @@ class ChatCall(Unit):
             cache_write=answer.cache_write,
             reasoning=answer.reasoning,
         )
+
+    def _estimate(self, ending: endings.Ending) -> bool:
+        """Count the output of a stream that was cut; return whether that is what stands now.
+
+        Some providers say at the start of an answer how long it is so far: that is too little.
+        """
+        answer, kept, self._kept = self._answer, self._kept, None
+        told = answer.output_tokens
+        if kept is None or ending.outcome == semconv.OUTCOME_OK:
+            return False
+        if told is not None and answer.finish_reasons:
+            return False
+        tokens = kept.tokens()
+        if tokens is None or tokens <= (told or 0):
+            return False
+        answer.output_tokens = tokens
+        return True
 
     def _response(self, answer: Answer, ending: endings.Ending) -> dict[str, AttributeValue]:
         known: dict[str, AttributeValue | None] = {

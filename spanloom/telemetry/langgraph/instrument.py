@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Tracer, TracerProvider
 
 from spanloom import __version__, semconv
-from spanloom.telemetry import pricing
+from spanloom.telemetry import estimate, pricing
 from spanloom.telemetry.langgraph import graphs, models, nodes, resume, tools
 from spanloom.telemetry.langgraph.context import Guard, warn_once
 
@@ -149,7 +149,9 @@ class Patcher:
                     with Guard(f"{seam.name} cannot be wrapped"):
                         self._apply(module, seam, tracer)
         if module.__name__ == _MODELS:
-            pricing.load()  # now, beside an import that takes longer, and not in the first request
+            # now, beside an import that takes longer, and not in the first request
+            pricing.load()
+            estimate.is_installed()
 
     def _apply(self, module: ModuleType, seam: Seam, tracer: Tracer) -> None:
         owner = module if seam.owner is None else getattr(module, seam.owner, None)

@@ -8,6 +8,7 @@ touched. What is read back is validated: a checkpoint store is shared, and may b
 import functools
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from opentelemetry.context import get_current
@@ -52,6 +53,15 @@ def parse(value: object) -> SpanContext | None:
     return context if context.is_valid else None
 
 
+def milliseconds_since(timestamp: object) -> int | None:
+    """Age of what LangGraph writes as a checkpoint's `ts`; None for what is not in the past."""
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(str(timestamp))
+    except (TypeError, ValueError):  # of another form, or without a zone
+        return None
+    return milliseconds if (milliseconds := round(age.total_seconds() * 1000)) >= 0 else None
+
+
 def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `PregelLoop._put_checkpoint`."""
 
@@ -74,8 +84,11 @@ def trace_first(_tracer: Tracer, original: Callable[..., Any]) -> Callable[..., 
     @functools.wraps(original)
     def _first(self: Any, *args: Any, **kwargs: Any) -> Any:
         earlier: SpanContext | None = None
+        waited: int | None = None
         with _LINKING:  # before the call, which may write a checkpoint of this run
             earlier = parse((self.checkpoint_metadata or {}).get(METADATA_KEY))
+            if earlier is not None:
+                waited = milliseconds_since(self.checkpoint.get("ts"))
         result = original(self, *args, **kwargs)
         if earlier is not None:
             with _LINKING:
@@ -84,6 +97,8 @@ def trace_first(_tracer: Tracer, original: Callable[..., Any]) -> Callable[..., 
                 if resuming and frame is not None and frame.run_span is not None:
                     kind = {semconv.SPANLOOM_LINK_KIND: semconv.LINK_RESUMED_FROM}
                     frame.run_span.add_link(earlier, kind)
+                    if waited is not None:
+                        frame.run_span.set_attribute(semconv.SPANLOOM_RESUME_WAITED_MS, waited)
         return result
 
     return _first

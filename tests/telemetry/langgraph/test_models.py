@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from spanloom.model import Usage
 from spanloom.otlp.decode import decode_traces
-from spanloom.telemetry import pricing
+from spanloom.telemetry import estimate, pricing
 
 
 class State(TypedDict, total=False):
@@ -222,25 +222,58 @@ async def test_the_anthropic_sdk_by_itself_keeps_its_span(
     assert recorded.tree() == [["request", [["anthropic.messages.create", ["POST"]]]]]
 
 
-async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
-    """The reader leaves in the middle: abandoned, chunks counted, finish reason lost."""
-    model = server.model(model="stalling", stream_usage=True)
-    stream = model.astream("hi")
+async def cut_after(model: Any, text: str) -> None:
+    """Read a stream until it has said `text`, and leave."""
     texts = []
+    stream = model.astream("hi")
     async for chunk in stream:
         texts.append(str(chunk.content))
-        if "".join(texts) == "你好":
+        if "".join(texts) == text:
             break
     await stream.aclose()
+
+
+async def test_a_cut_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
+    """The reader leaves in the middle: chunks and tokens counted, finish reason lost."""
+    estimate.load().join()
+
+    async def ask(state: State) -> State:
+        await cut_after(server.model(model="stalling", stream_usage=True), "你好")
+        return {}
+
+    await node_graph(ask).ainvoke({})
     chat = recorded.attributes("chat stalling")
     assert recorded.outcome("chat stalling") == ("UNSET", "abandoned_stream")
     assert chat["spanloom.stream.chunks"] == 2
     assert chat["gen_ai.response.finish_reasons"] == ("error",)
+    assert chat["gen_ai.response.time_to_first_chunk"] > 0
+    assert chat["gen_ai.usage.output_tokens"] == 1, "o200k_base has a token for 你好"
+    assert chat["spanloom.usage.estimated"] is True
+    assert "gen_ai.usage.input_tokens" not in chat
+    for name in ("invoke_node ask", "invoke_workflow g"):
+        assert recorded.outcome(name) == ("UNSET", "ok")
+        assert recorded.attributes(name)["spanloom.usage.output_tokens"] == 1
+        assert recorded.attributes(name)["spanloom.usage.estimated"] is True
+    texts = [str(value) for span in recorded.spans for value in (span.attributes or {}).values()]
+    assert not [text for text in texts if "你" in text], "counted, not recorded"
+
+
+async def test_a_cut_stream_without_the_tokenizer(
+    recorded: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the extra `tokens`: chunks and time to the first one, no invented count."""
+    monkeypatch.setattr(estimate, "is_installed", lambda: False)
+    await cut_after(server.model(model="stalling"), "你好")
+    chat = recorded.attributes("chat stalling")
+    assert chat["spanloom.stream.chunks"] == 2
+    assert chat["gen_ai.response.time_to_first_chunk"] > 0
     assert "gen_ai.usage.output_tokens" not in chat
+    assert "spanloom.usage.estimated" not in chat
 
 
 async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) -> None:
     """The client is gone while the model stalls: cancelled all the way, chunks counted."""
+    estimate.load().join()
     model = server.model(model="stalling")
     arrived = asyncio.Event()
 
@@ -260,7 +293,9 @@ async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) 
         await task
     for name in ("chat stalling", "invoke_node ask", "invoke_workflow g"):
         assert recorded.outcome(name) == ("ERROR", "cancelled")
-    assert recorded.attributes("chat stalling")["spanloom.stream.chunks"] == 2
+    chat = recorded.attributes("chat stalling")
+    assert (chat["spanloom.stream.chunks"], chat["gen_ai.usage.output_tokens"]) == (2, 1)
+    assert chat["error.type"] == "cancelled"
     assert recorded.exceptions() == []
 
 

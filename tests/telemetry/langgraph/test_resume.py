@@ -62,6 +62,10 @@ async def test_a_resumed_run_links_to_the_interrupted_one(
     assert dict(link.attributes or {}) == {"spanloom.link.kind": "resumed_from"}
     assert resumed.context.trace_id != paused.context.trace_id
     assert set(snapshot.values) == {"seen"}, "no channel of ours in the state"
+    between = (resumed.start_time - paused.end_time) / 1e6
+    whole = (resumed.end_time - paused.start_time) / 1e6
+    assert between - 1 <= resumed.attributes["spanloom.resume.waited_ms"] <= whole
+    assert "spanloom.resume.waited_ms" not in paused.attributes
 
 
 async def test_a_resumed_sub_graph_links_to_its_own_earlier_run(recorded: Any) -> None:
