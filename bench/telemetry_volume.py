@@ -1,6 +1,6 @@
 """What a request of the service sends: spans, log records, metric points, and their bytes.
 
-    python bench/telemetry_volume.py            # under a minute
+    python bench/telemetry_volume.py            # two minutes
     python bench/telemetry_volume.py --write    # docs/scaling.md
 
 The real processes answer questions and export to a sink on loopback that keeps what it gets.
@@ -72,7 +72,7 @@ def count(path: str, body: bytes) -> int:
     raise SystemExit(f"a request to {path} is no OTLP")
 
 
-def measure(requests: int) -> dict[str, Volume]:
+def measure(requests: int, **settings: str) -> dict[str, Volume]:
     """Ask, wait until all has been sent, and count what `requests` questions added."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -82,7 +82,10 @@ def measure(requests: int) -> dict[str, Volume]:
         assert sink.kept is not None
         print("starting the service", file=sys.stderr)
         service = ServiceStack(
-            Path(folder) / "service", processes, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint
+            Path(folder) / "service",
+            processes,
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            **settings,
         )
         service.batch(WARM_UP)
         time.sleep(3)  # the last batches of the warm-up
@@ -93,20 +96,13 @@ def measure(requests: int) -> dict[str, Volume]:
         return volumes(sink.kept[before:])
 
 
-def table(found: dict[str, Volume], requests: int) -> Table:
-    """A row a signal; metrics do not grow with requests, so theirs are per export."""
-    rows = []
-    for path, name in (("/v1/traces", "spans"), ("/v1/logs", "log records")):
-        volume = found[path]
-        rows.append(
-            [
-                name,
-                f"{volume.items / requests:.1f}",
-                f"{volume.encoded / requests:,.0f}",
-                f"{volume.encoded / volume.items:,.0f}",
-                f"{volume.compressed / volume.items:,.0f}",
-            ]
-        )
+def table(found: dict[str, Volume], quiet: dict[str, Volume], requests: int) -> Table:
+    """A row a signal; metrics do not grow with requests, and have none."""
+    rows = [
+        row("spans", found["/v1/traces"], requests),
+        row("log records", found["/v1/logs"], requests),
+        row("… without a line a step", quiet["/v1/logs"], requests),
+    ]
     return Table(
         "What one request sends",
         f"{machine()}. Means of {requests} requests of `POST /chat`, of all three processes; "
@@ -114,6 +110,17 @@ def table(found: dict[str, Volume], requests: int) -> Table:
         ("signal", "a request", "bytes a request", "bytes each", "bytes each, gzip"),
         rows,
     )
+
+
+def row(name: str, volume: Volume, requests: int) -> list[str]:
+    """One line of the table."""
+    return [
+        name,
+        f"{volume.items / requests:.1f}",
+        f"{volume.encoded / requests:,.0f}",
+        f"{volume.encoded / volume.items:,.0f}",
+        f"{volume.compressed / volume.items:,.0f}",
+    ]
 
 
 def main() -> None:
@@ -124,7 +131,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.requests < 4:
         parser.error("ask four questions at least")
-    found = table(measure(arguments.requests), arguments.requests)
+    found = table(
+        measure(arguments.requests),
+        measure(arguments.requests, SPANLOOM_LOG_STEPS="false"),
+        arguments.requests,
+    )
     found.show()
     if arguments.write:
         write(DOCUMENT, "volume", found.markdown())
