@@ -191,6 +191,8 @@ def record_request(endpoint: str, status: str, seconds: float) -> None:
         endpoint = _endpoint(endpoint)
         status = _status(status)
         _count(_requests.labels(status=status, endpoint=endpoint), 1)
+        if not seconds >= 0:  # NaN too: one would make the whole exposition unreadable
+            return
         histogram = _latency.labels(endpoint=endpoint)
         try:
             histogram.observe(seconds, exemplar=current_exemplar())

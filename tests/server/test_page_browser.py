@@ -211,6 +211,15 @@ def test_a_link_to_a_span_opens_it(page: Page) -> None:
     page.until(lambda: page.text(".details h2") == "invoke_workflow agent")
 
 
+def test_a_link_to_another_span_of_the_shown_trace_opens_it(page: Page) -> None:
+    """The browser does not load a page again of which only the fragment is another."""
+    page.open(f"/trace/{TRACE_ID}")
+    page.until(lambda: page.all(".canvas .row"))
+    page.open(f"/trace/{TRACE_ID}#{2:016x}")
+
+    page.until(lambda: page.text(".details h2") == "invoke_workflow agent")
+
+
 def test_ten_thousand_spans_keep_the_page_small(page: Page) -> None:
     builder = Builder(BIG_ID, START)
     root = builder.span("root", lasts=20_000)

@@ -8,6 +8,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from spanloom.telemetry import genai_metrics, metrics, step, tool
 from spanloom.telemetry.testing import capture_spans
@@ -131,6 +132,10 @@ def test_wrong_values_never_raise(reading: Reading) -> None:
     metrics.record_request("/nan", "200", float("nan"))
     with metrics.active_requests():
         pass
+
+    exposition = metrics.render("application/openmetrics-text; version=1.0.0")[0].decode()
+    assert 'agent_requests_total{endpoint="/nan",status="200"}' in exposition
+    assert list(text_string_to_metric_families(exposition))
 
 
 def test_active_requests_go_up_and_down(reading: Reading) -> None:

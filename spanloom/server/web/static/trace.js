@@ -153,6 +153,11 @@ if (view.find) {
   find.value = view.find;
   search();
 }
-const wanted = view.rows.findIndex((row) => row.id === location.hash.slice(1));
-if (wanted >= 0) waterfall.select(wanted, true);
+function openLinked() {
+  const wanted = view.rows.findIndex((row) => row.id === location.hash.slice(1));
+  if (wanted >= 0) waterfall.select(wanted, true);
+}
+openLinked();
+// A link to another span of the trace that is shown does not load the page again.
+addEventListener("hashchange", openLinked);
 byId("scroller").focus({ preventScroll: true });
