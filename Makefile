@@ -7,7 +7,7 @@ STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run test stack-tools test-stack check format lint types layers docs lock bench clean
+.PHONY: help setup setup-dev run test stack-tools test-stack check format lint types layers docs lock bench simulate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,10 @@ layers: setup-dev ## import rules between the layers
 
 bench: setup-dev ## measurements, side by side (prints tables)
 	@for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+simulate: setup-dev ## what sampling keeps at each scale, and what each scale takes
+	@.venv/bin/python bench/sampling_simulation.py
+	@.venv/bin/python bench/capacity_model.py
 
 lock: ## refresh requirements*.lock (needs uv)
 	sh scripts/lock.sh

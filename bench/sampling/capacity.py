@@ -29,13 +29,13 @@ class Measured:
     log_records_per_request: float = 22.1
     """Without a line a step; measured by bench/telemetry_volume.py."""
     log_bytes_gzip: float = 94
-    agent_spans_per_cpu_second: float = 40_000
-    """Collector that receives and balances; measured by bench/collector_load.py."""
-    gateway_spans_per_cpu_second: float = 40_000
+    agent_spans_per_cpu_second: float = 13_600
+    """Collector that receives, redacts and balances; measured by bench/collector_load.py."""
+    gateway_spans_per_cpu_second: float = 68_000
     """Collector that counts, waits and samples; measured by bench/collector_load.py."""
-    waiting_span_bytes: float = 1_500
+    waiting_span_bytes: float = 3_400
     """Gateway's memory per span that waits; measured by bench/collector_load.py."""
-    seconds_to_decision: float = 8.5
+    seconds_to_decision: float = 13.0
     """Mean wait of a trace in a gateway, from its first span to a while after its root; from
     the simulation."""
 

@@ -9,9 +9,9 @@ import numpy as np
 from .samplers import Head, Kept, Tail
 from .traffic import BATCH_DELAY_S, DEADLINE_S, KINDS, REAP_AFTER_S, Traffic, traffic
 
-DECISION_WAIT_S: Final = DEADLINE_S + REAP_AFTER_S + 15
-"""Longer than the longest request and the reaper's answer to its death."""
-WAIT_AFTER_ROOT_S: Final = 5.0
+DECISION_WAIT_S: Final = DEADLINE_S + REAP_AFTER_S + 20
+"""The gateway's: longer than the longest request, and than the reaper's answer to its death."""
+WAIT_AFTER_ROOT_S: Final = 10.0
 """Spans of other processes come by clocks of their own; after this the root is not waited for."""
 SECONDS: Final = 240.0
 """Simulated time: several decision waits, so that the buffer is as full as it gets."""

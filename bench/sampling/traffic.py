@@ -22,7 +22,7 @@ DEADLINE_S: Final = 30.0
 REAP_AFTER_S: Final = 30.0
 """How long a process is silent before the reaper ends its open spans."""
 SLOW_S: Final = 10.0
-"""From here on a request is slow: the alert's threshold, and the sampling policy's."""
+"""From here on a request is slow: the alert's threshold, and here the gateway's TAIL_SLOW_MS."""
 
 
 @dataclass(frozen=True)
