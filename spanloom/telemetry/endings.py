@@ -29,6 +29,7 @@ from typing import Any, Final, Self
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, STACK_LIMIT, redact
@@ -202,13 +203,15 @@ def end_span(
     outcome: str | None = None,
     ending: Ending | None = None,
     end_time: int | None = None,
+    attributes: dict[str, AttributeValue] | None = None,
 ) -> Ending:
     """Set status, outcome and exception event by the rules above, then end the span.
 
     `outcome` overrides the classification with one of the endings that are no error (a stream
     whose reader left without GeneratorExit, an interrupt that LangGraph reports in its result);
     `ending` overrides it whole, for a failure that is reported in a result and never raised.
-    `end_time` is in nanoseconds since the epoch. Never raises.
+    `end_time` is in nanoseconds since the epoch; `attributes` are written with the outcome.
+    Never raises.
     """
     if ending is None:
         ending = classify(exc) if outcome is None else Ending(outcome)
@@ -216,7 +219,7 @@ def end_span(
     try:
         recording = span.is_recording()
         if recording:
-            apply_ending(span, ending, exc)
+            apply_ending(span, ending, exc, attributes)
     except Exception:  # telemetry never breaks the application
         _logger.debug("could not describe the end of a span", exc_info=True)
     try:
@@ -228,16 +231,24 @@ def end_span(
     return ending
 
 
-def apply_ending(span: Span, ending: Ending, exc: BaseException | None) -> None:
-    """Write an ending to a recording span without ending it."""
-    span.set_attribute(semconv.SPANLOOM_OUTCOME, ending.outcome)
+def apply_ending(
+    span: Span,
+    ending: Ending,
+    exc: BaseException | None,
+    attributes: dict[str, AttributeValue] | None = None,
+) -> None:
+    """Write an ending to a recording span without ending it, and `attributes` with it."""
+    written = {} if attributes is None else attributes
+    written[semconv.SPANLOOM_OUTCOME] = ending.outcome
     if ending.error_type is None:
+        span.set_attributes(written)
         return
-    span.set_attribute(semconv.ERROR_TYPE, ending.error_type)
+    written[semconv.ERROR_TYPE] = ending.error_type
     if ending is _TIMEOUT or ending is CANCELLED:
         cut_by = _deadline_in_force(expired=ending is _TIMEOUT)
         if cut_by is not None:
-            span.set_attribute(semconv.SPANLOOM_DEADLINE_MS, cut_by.milliseconds)
+            written[semconv.SPANLOOM_DEADLINE_MS] = cut_by.milliseconds
+    span.set_attributes(written)
     description: str | None = None
     if exc is not None and not isinstance(exc, CANCELLATIONS):
         description = record_exception_once(span, exc)

@@ -163,10 +163,11 @@ class LLMCall(Operation):
             self.span.set_attribute(semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, self._first_chunk)
 
     def _finish(self, ending: endings.Ending, seconds: float) -> None:
+        attributes: dict[str, AttributeValue] = {}
         if self._chunks:
-            self.span.set_attribute(semconv.SPANLOOM_STREAM_CHUNKS, self._chunks)
+            attributes[semconv.SPANLOOM_STREAM_CHUNKS] = self._chunks
         if not self._finish_reasons and ending.outcome != semconv.OUTCOME_OK:
-            self.span.set_attribute(semconv.GEN_AI_RESPONSE_FINISH_REASONS, ["error"])
+            attributes[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = ["error"]
         usage = self._usage.get
         input_tokens = usage(semconv.GEN_AI_USAGE_INPUT_TOKENS)
         output_tokens = usage(semconv.GEN_AI_USAGE_OUTPUT_TOKENS)
@@ -174,7 +175,7 @@ class LLMCall(Operation):
         cache_write = usage(semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS)
         address, port = self._server
         bill = settle(
-            self.span,
+            attributes,
             ending,
             provider=self._provider,
             model=self._response_model or self._model,
@@ -185,6 +186,7 @@ class LLMCall(Operation):
             cache_write=cache_write,
             estimated=self._estimated,
         )
+        self.span.set_attributes(attributes)
         metrics.record_llm(
             provider=self._provider,
             request_model=self._model,

@@ -16,14 +16,13 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self, cast
 
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
-from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from spanloom import semconv
 from spanloom.telemetry import pricing
 from spanloom.telemetry.endings import Ending
 
-_KEY: Final = create_key("spanloom-usage")
+SCOPE_KEY: Final = create_key("spanloom-usage")
 # One lock for all: an addition takes well under a microsecond, and `+=` loses updates of threads.
 _lock: Final = threading.Lock()
 
@@ -44,8 +43,14 @@ class UsageScope:
         "tool",
     )
 
-    def __init__(self, *, node: str | None = None, tool: str | None = None) -> None:
-        self.parent: UsageScope | None = None
+    def __init__(
+        self,
+        parent: "UsageScope | None" = None,
+        *,
+        node: str | None = None,
+        tool: str | None = None,
+    ) -> None:
+        self.parent = parent
         self.node = node
         """The graph node whose span this is of."""
         self.tool = tool
@@ -79,30 +84,33 @@ class UsageScope:
 
     def attributes(self) -> dict[str, AttributeValue]:
         """The sums as attributes of the span; empty if nothing below said what it used."""
-        if not (self.input_tokens or self.output_tokens):
-            return {}
-        sums: dict[str, AttributeValue] = {
-            semconv.SPANLOOM_USAGE_INPUT_TOKENS: self.input_tokens,
-            semconv.SPANLOOM_USAGE_OUTPUT_TOKENS: self.output_tokens,
-        }
-        if self.estimated:
-            sums[semconv.SPANLOOM_USAGE_ESTIMATED] = True
-        if self.cost_usd is not None:
-            sums[semconv.SPANLOOM_COST_USD] = float(pricing.rounded(self.cost_usd))
-            if self.cost_partial:
-                sums[semconv.SPANLOOM_COST_PARTIAL] = True
+        sums: dict[str, AttributeValue] = {}
+        self.add_sums(sums)
         return sums
+
+    def add_sums(self, attributes: dict[str, AttributeValue]) -> None:
+        """Add the sums to the attributes of the span, unless nothing below said what it used."""
+        if not (self.input_tokens or self.output_tokens):
+            return
+        attributes[semconv.SPANLOOM_USAGE_INPUT_TOKENS] = self.input_tokens
+        attributes[semconv.SPANLOOM_USAGE_OUTPUT_TOKENS] = self.output_tokens
+        if self.estimated:
+            attributes[semconv.SPANLOOM_USAGE_ESTIMATED] = True
+        if self.cost_usd is not None:
+            attributes[semconv.SPANLOOM_COST_USD] = float(pricing.rounded(self.cost_usd))
+            if self.cost_partial:
+                attributes[semconv.SPANLOOM_COST_PARTIAL] = True
 
 
 def current_scope(context: Context | None = None) -> UsageScope | None:
     """Return the scope in force in `context` (default: the current one)."""
-    found = (get_current() if context is None else context).get(_KEY)
+    found = (get_current() if context is None else context).get(SCOPE_KEY)
     return cast("UsageScope | None", found)
 
 
 def with_scope(context: Context, scope: UsageScope) -> Context:
     """Return a copy of `context` in which `scope` is in force."""
-    return set_value(_KEY, scope, context)
+    return set_value(SCOPE_KEY, scope, context)
 
 
 class Bill(NamedTuple):
@@ -154,7 +162,7 @@ def add_usage(
 
 
 def settle(
-    span: Span,
+    attributes: dict[str, AttributeValue],
     ending: Ending,
     *,
     provider: str | None,
@@ -168,7 +176,7 @@ def settle(
     estimated: bool = False,
     is_free: bool = False,
 ) -> Bill:
-    """Write on its span what an LLM call cost, and add the call to the sums around it.
+    """Add what an LLM call cost to the attributes of its span, and the call to the sums around it.
 
     `is_free`: nothing was asked of the provider, the answer comes from a cache of our own. Calls
     that are not sampled have a price too: the metrics count every one.
@@ -188,8 +196,8 @@ def settle(
         partial = not (is_free or (ending.outcome == semconv.OUTCOME_ERROR and not output_tokens))
     else:
         partial = ending.outcome != semconv.OUTCOME_OK  # cut: the last count never came
-        span.set_attribute(semconv.SPANLOOM_COST_USD, float(cost))
+        attributes[semconv.SPANLOOM_COST_USD] = float(cost)
         if partial:
-            span.set_attribute(semconv.SPANLOOM_COST_PARTIAL, True)
+            attributes[semconv.SPANLOOM_COST_PARTIAL] = True
     add_usage(input_tokens, output_tokens, cost_usd=cost, cost_partial=partial, estimated=estimated)
     return bill_of(cost)

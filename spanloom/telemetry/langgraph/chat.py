@@ -13,7 +13,7 @@ from spanloom.telemetry.langgraph import classify, request
 from spanloom.telemetry.langgraph.context import Guard, Unit, frame_of, warn_once
 from spanloom.telemetry.langgraph.messages import Answer
 from spanloom.telemetry.streamed import StreamedAnswer
-from spanloom.telemetry.usage import settle
+from spanloom.telemetry.usage import current_scope, settle
 
 _READING: Final = Guard("a streamed event cannot be read")
 
@@ -51,24 +51,25 @@ class ChatCall(Unit):
         if params is None or "ls_model_type" not in params:
             params = model._get_ls_params(**call)  # noqa: SLF001 - how LangChain asks it too
         cls = type(model)
+        known = request.model_class(cls)
         name = params.get("ls_model_name")
         self._model: str | None = name if isinstance(name, str) and name else None
         self._provider = classify.provider_name(
-            params.get("ls_provider"),
-            says_itself=request.model_class(cls).says_itself,
-            module=cls.__module__,
+            params.get("ls_provider"), says_itself=known.says_itself, module=cls.__module__
         )
-        self._server = request.server(model)
+        self._server = request.server(model, known)
         self._stream = stream
         self._answer = Answer()
         self._chunks = 0
         self._first_chunk: float | None = None
         self._kept: estimate.Kept | None = None
-        outer = frame_of(context)
+        outer = frame_of(current_scope(context))
+        attributes = self._request(outer.conversation_id if outer is not None else None)
+        request.add_parameters(attributes, model, known, call, params)
         super().__init__(
             tracer,
             f"{semconv.OP_CHAT} {self._model}" if self._model else semconv.OP_CHAT,
-            self._request(model, call, params, outer.conversation_id if outer else None),
+            attributes,
             context=context,
             frame=None,
             outer=outer,
@@ -79,9 +80,7 @@ class ChatCall(Unit):
             self._streamed = StreamedAnswer(rules)
             conversation.write_input(self.span, messages, call.get("tools"))
 
-    def _request(
-        self, model: Any, call: dict[str, Any], params: dict[str, Any], conversation: str | None
-    ) -> dict[str, AttributeValue]:
+    def _request(self, conversation: str | None) -> dict[str, AttributeValue]:
         attributes: dict[str, AttributeValue] = {semconv.GEN_AI_OPERATION_NAME: semconv.OP_CHAT}
         if self._provider is not None:
             attributes[semconv.GEN_AI_PROVIDER_NAME] = self._provider
@@ -96,7 +95,6 @@ class ChatCall(Unit):
                 attributes[semconv.SERVER_PORT] = port
         if self._stream:
             attributes[semconv.GEN_AI_REQUEST_STREAM] = True
-        attributes.update(request.parameters(model, call, params))
         return attributes
 
     def chunk(self, message: Any) -> None:
@@ -149,18 +147,17 @@ class ChatCall(Unit):
             self._streamed = None
             conversation.write_output(self.span, messages)
 
-    def _describe(self, ending: endings.Ending) -> None:
+    def _describe(self, ending: endings.Ending, attributes: dict[str, AttributeValue]) -> None:
         if self._streamed is not None:
             self._streamed.write(self.span)
         answer = self._answer
         estimated = self._estimate(ending)
-        if self.span.is_recording():
-            self.span.set_attributes(self._response(answer, ending))
-            if estimated:
-                self.span.set_attribute(semconv.SPANLOOM_USAGE_ESTIMATED, True)
+        self._add_response(answer, ending, attributes)
+        if estimated:
+            attributes[semconv.SPANLOOM_USAGE_ESTIMATED] = True
         address, port = self._server
         bill = settle(
-            self.span,
+            attributes,
             ending,
             provider=self._provider,
             model=answer.model or self._model,
@@ -209,26 +206,24 @@ class ChatCall(Unit):
         answer.output_tokens = tokens
         return True
 
-    def _response(self, answer: Answer, ending: endings.Ending) -> dict[str, AttributeValue]:
-        known: dict[str, AttributeValue | None] = {
-            semconv.GEN_AI_RESPONSE_MODEL: answer.model,
-            semconv.GEN_AI_RESPONSE_ID: answer.id,
-            semconv.GEN_AI_USAGE_INPUT_TOKENS: answer.input_tokens,
-            semconv.GEN_AI_USAGE_OUTPUT_TOKENS: answer.output_tokens,
-            semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: answer.cache_read,
-            semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS: answer.cache_write,
-            semconv.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS: answer.reasoning,
-        }
-        attributes: dict[str, AttributeValue] = {
-            key: value for key, value in known.items() if value is not None
-        }
+    def _add_response(
+        self, answer: Answer, ending: endings.Ending, attributes: dict[str, AttributeValue]
+    ) -> None:
+        if answer.model is not None:
+            attributes[semconv.GEN_AI_RESPONSE_MODEL] = answer.model
+        if answer.id is not None:
+            attributes[semconv.GEN_AI_RESPONSE_ID] = answer.id
+        if answer.input_tokens is not None:
+            attributes[semconv.GEN_AI_USAGE_INPUT_TOKENS] = answer.input_tokens
+        if answer.output_tokens is not None:
+            attributes[semconv.GEN_AI_USAGE_OUTPUT_TOKENS] = answer.output_tokens
         if answer.finish_reasons:
             attributes[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = answer.finish_reasons
         elif ending.outcome != semconv.OUTCOME_OK:  # one was due and never came
             attributes[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = ["error"]
         if self._chunks:
             attributes[semconv.SPANLOOM_STREAM_CHUNKS] = self._chunks
-        return attributes
+        _add_parts(answer, attributes)
 
 
 class EventCall(ChatCall):
@@ -254,9 +249,19 @@ class EventCall(ChatCall):
             if item.get("event") == "message-finish":
                 self.end(None)
 
-    def _describe(self, ending: endings.Ending) -> None:
+    def _describe(self, ending: endings.Ending, attributes: dict[str, AttributeValue]) -> None:
         message = getattr(self._source, "output_message", None)
         if message is not None:
             self._answer.take_result((message,), None)
             self._write_answer((message,))
-        super()._describe(ending)
+        super()._describe(ending, attributes)
+
+
+def _add_parts(answer: Answer, attributes: dict[str, AttributeValue]) -> None:
+    """Tokens that are a part of input or output."""
+    if answer.cache_read is not None:
+        attributes[semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS] = answer.cache_read
+    if answer.cache_write is not None:
+        attributes[semconv.GEN_AI_USAGE_CACHE_WRITE_INPUT_TOKENS] = answer.cache_write
+    if answer.reasoning is not None:
+        attributes[semconv.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS] = answer.reasoning

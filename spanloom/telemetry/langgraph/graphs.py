@@ -16,6 +16,7 @@ from spanloom.telemetry import endings, metrics
 from spanloom.telemetry.langgraph import classify
 from spanloom.telemetry.langgraph.context import Frame, Guard, Unit, aiterate, frame_of, iterate
 from spanloom.telemetry.langgraph.resume import run_frame
+from spanloom.telemetry.usage import current_scope
 
 _NOTING: Final = Guard("an interrupt cannot be noted")
 
@@ -26,7 +27,8 @@ class GraphRun(Unit):
     __slots__ = ("_name", "_operation")
 
     def __init__(self, tracer: Tracer, graph: Any, config: Any, context: Context) -> None:
-        outer = frame_of(context)
+        scope = current_scope(context)
+        outer = frame_of(scope)
         own: Mapping[str, Any] = graph.config or {}
         metadata = own.get("metadata")
         name = classify.graph_name(metadata, graph.nodes, graph.get_name())
@@ -42,9 +44,7 @@ class GraphRun(Unit):
         }
         if conversation_id is not None:
             attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
-        frame = Frame(
-            context, conversation_id=conversation_id, agent_name=name if is_agent else None
-        )
+        frame = Frame(scope, conversation_id=conversation_id, agent_name=name if is_agent else None)
         self._name = name
         self._operation = operation
         super().__init__(
@@ -57,8 +57,8 @@ class GraphRun(Unit):
         assert self.frame is not None
         return endings.INTERRUPTED if self.frame.interrupted else None
 
-    def _describe(self, ending: endings.Ending) -> None:
-        super()._describe(ending)
+    def _describe(self, ending: endings.Ending, attributes: dict[str, AttributeValue]) -> None:
+        super()._describe(ending, attributes)
         record = (
             metrics.record_agent
             if self._operation == semconv.OP_INVOKE_AGENT

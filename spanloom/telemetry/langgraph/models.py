@@ -15,58 +15,72 @@ from opentelemetry import trace
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import SpanKind, Tracer
 
+from spanloom.telemetry import endings
 from spanloom.telemetry.langgraph.chat import ChatCall, EventCall
-from spanloom.telemetry.langgraph.context import Guard, aiterate, arun, begin, iterate, run
+from spanloom.telemetry.langgraph.context import Guard, aiterate, arun, iterate, run, warn_once
 
 _YIELDING: Final = Guard("the Anthropic SDK's own span cannot be told apart")
-_TAPPING: Final = Guard("the chunks of a model cannot be counted")
 _CHOOSING: Final = Guard("LangChain's choice between streaming and not is unknown")
 
 
-class _ChunkTap:
-    """Shows the chunks that pass a run manager to a chat span, for as long as a request runs.
+class GenerateCall(ChatCall):
+    """A request inside `generate`, which may stream: its chunks pass a run manager, nothing else.
 
-    A request that streams inside `generate` shows its chunks nowhere else. A run manager belongs
-    to one request, so the instance is tapped and not its class.
+    A run manager belongs to one request, so the instance is tapped and not its class, for as long
+    as the request runs.
     """
 
     __slots__ = ("_manager",)
 
-    def __init__(self, call: ChatCall, manager: Any) -> None:
-        self._manager = manager
+    def __init__(
+        self, tracer: Tracer, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], c: Context
+    ) -> None:
+        manager = kwargs.get("run_manager")
+        self._manager: Any = None
+        super().__init__(
+            tracer,
+            model,
+            _call(kwargs),
+            getattr(manager, "metadata", None),
+            c,
+            messages=_messages(args, kwargs),
+        )
         if manager is not None:
-            with _TAPPING:
-                _tap(manager, "on_llm_new_token", functools.partial(_see_chunk, call))
-                _tap(manager, "on_stream_event", functools.partial(_see_event, call))
+            try:
+                self._tap(manager)
+            except Exception:  # noqa: BLE001 - telemetry never breaks the application
+                warn_once("the chunks of a model cannot be counted", exc_info=True)
 
-    def remove(self) -> None:
-        """Leave the run manager as it was."""
-        own = getattr(self._manager, "__dict__", None)
-        if own is not None:
+    def _tap(self, manager: Any) -> None:
+        """See each chunk and event first; what is called returns what it did (a coroutine, too)."""
+        own = manager.__dict__
+        on_token = manager.on_llm_new_token
+
+        def on_llm_new_token(*args: Any, **kwargs: Any) -> Any:
+            message = getattr(kwargs.get("chunk"), "message", None)
+            if message is not None:
+                self.chunk(message)
+            return on_token(*args, **kwargs)
+
+        own["on_llm_new_token"] = on_llm_new_token
+        self._manager = manager
+        on_event = getattr(manager, "on_stream_event", None)
+        if on_event is not None:
+
+            def on_stream_event(event: Any, *args: Any, **kwargs: Any) -> Any:
+                self.event(event)
+                return on_event(event, *args, **kwargs)
+
+            own["on_stream_event"] = on_stream_event
+
+    def end(self, exc: BaseException | None, ending: endings.Ending | None = None) -> None:
+        """Leave the run manager as it was, and end."""
+        if self._manager is not None:
+            own = self._manager.__dict__
+            self._manager = None
             own.pop("on_llm_new_token", None)
             own.pop("on_stream_event", None)
-
-
-def _tap(manager: Any, name: str, see: Callable[..., None]) -> None:
-    """Let `see` see each call of a method first; it returns what it returned (a coroutine, too)."""
-    original = getattr(manager, name, None)
-    if original is not None:
-
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            see(*args, **kwargs)
-            return original(*args, **kwargs)
-
-        setattr(manager, name, tapped)
-
-
-def _see_chunk(call: ChatCall, _token: Any, *_args: Any, **kwargs: Any) -> None:
-    message = getattr(kwargs.get("chunk"), "message", None)
-    if message is not None:
-        call.chunk(message)
-
-
-def _see_event(call: ChatCall, event: Any, *_args: Any, **_kwargs: Any) -> None:
-    call.event(event)
+        super().end(exc, ending)
 
 
 def _is_tapped(manager: Any) -> bool:
@@ -74,14 +88,21 @@ def _is_tapped(manager: Any) -> bool:
     return "on_llm_new_token" in getattr(manager, "__dict__", ())
 
 
-def _starter(
-    tracer: Tracer, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, stream: bool
+def _call(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in kwargs if name not in ("config", "run_manager")}
+
+
+def _stream_starter(
+    tracer: Tracer, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Context], ChatCall]:
-    call = {name: value for name, value in kwargs.items() if name not in ("config", "run_manager")}
-    params = getattr(kwargs.get("run_manager"), "metadata", None)
-    messages = _messages(args, kwargs)
     return functools.partial(
-        ChatCall, tracer, model, call, params, messages=messages, stream=stream
+        ChatCall,
+        tracer,
+        model,
+        _call(kwargs),
+        getattr(kwargs.get("run_manager"), "metadata", None),
+        messages=_messages(args, kwargs),
+        stream=True,
     )
 
 
@@ -95,14 +116,8 @@ def trace_generate(tracer: Tracer, original: Callable[..., Any]) -> Callable[...
 
     @functools.wraps(original)
     def _generate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, args, kwargs, stream=False))
-        if not isinstance(unit, ChatCall):
-            return original(self, *args, **kwargs)
-        tap = _ChunkTap(unit, kwargs.get("run_manager"))
-        try:
-            return run(unit, original, self, *args, **kwargs)
-        finally:
-            tap.remove()
+        start = functools.partial(GenerateCall, tracer, self, args, kwargs)
+        return run(start, original, (self, *args), kwargs)
 
     return _generate_with_cache
 
@@ -113,15 +128,9 @@ def trace_agenerate(
     """Wrap `BaseChatModel._agenerate_with_cache`."""
 
     @functools.wraps(original)
-    async def _agenerate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, args, kwargs, stream=False))
-        if not isinstance(unit, ChatCall):
-            return await original(self, *args, **kwargs)
-        tap = _ChunkTap(unit, kwargs.get("run_manager"))
-        try:
-            return await arun(unit, original, self, *args, **kwargs)
-        finally:
-            tap.remove()
+    def _agenerate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        start = functools.partial(GenerateCall, tracer, self, args, kwargs)
+        return arun(start, original, (self, *args), kwargs)
 
     return _agenerate_with_cache
 
@@ -144,7 +153,7 @@ def trace_stream(
         if not _can_stream(self, asked, async_api=False):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return iterate(_starter(tracer, self, args, kwargs, stream=True), body, get_current())
+        return iterate(_stream_starter(tracer, self, args, kwargs), body, get_current())
 
     return stream
 
@@ -160,7 +169,7 @@ def trace_astream(
         if not _can_stream(self, asked, async_api=True):
             return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return aiterate(_starter(tracer, self, args, kwargs, stream=True), body, get_current())
+        return aiterate(_stream_starter(tracer, self, args, kwargs), body, get_current())
 
     return astream
 

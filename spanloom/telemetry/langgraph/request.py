@@ -18,16 +18,25 @@ class _Parameter(NamedTuple):
     """A request parameter: its attribute, its names in calls and classes, and its types."""
 
     attribute: str
+    listed: str
+    """Its name among LangChain's `ls_*` parameters."""
     names: tuple[str, ...]
     types: tuple[type, ...]
 
 
 _PARAMETERS: Final = (
-    _Parameter(semconv.GEN_AI_REQUEST_TEMPERATURE, ("temperature",), (int, float)),
-    _Parameter(semconv.GEN_AI_REQUEST_MAX_TOKENS, ("max_tokens", "max_completion_tokens"), (int,)),
-    _Parameter(semconv.GEN_AI_REQUEST_TOP_P, ("top_p",), (int, float)),
-    _Parameter(semconv.GEN_AI_REQUEST_TOP_K, ("top_k",), (int,)),
-    _Parameter(semconv.GEN_AI_REQUEST_SEED, ("seed",), (int,)),
+    _Parameter(
+        semconv.GEN_AI_REQUEST_TEMPERATURE, "ls_temperature", ("temperature",), (int, float)
+    ),
+    _Parameter(
+        semconv.GEN_AI_REQUEST_MAX_TOKENS,
+        "ls_max_tokens",
+        ("max_tokens", "max_completion_tokens"),
+        (int,),
+    ),
+    _Parameter(semconv.GEN_AI_REQUEST_TOP_P, "ls_top_p", ("top_p",), (int, float)),
+    _Parameter(semconv.GEN_AI_REQUEST_TOP_K, "ls_top_k", ("top_k",), (int,)),
+    _Parameter(semconv.GEN_AI_REQUEST_SEED, "ls_seed", ("seed",), (int,)),
 )
 _URL_FIELDS: Final = (
     # where a client keeps the address it really calls; the SDK client first, as it has resolved
@@ -48,8 +57,8 @@ class ModelClass(NamedTuple):
 
     says_itself: bool
     """Whether it reports provider and model by code of its own."""
-    own_parameters: tuple[tuple[str, ...], ...]
-    """For each of `_PARAMETERS`, under which names its instances have it."""
+    parameters: tuple[tuple[_Parameter, tuple[str, ...]], ...]
+    """Each of `_PARAMETERS`, and under which names its instances have it."""
     url_fields: tuple[str, ...]
 
 
@@ -68,15 +77,15 @@ def model_class(cls: type) -> ModelClass:
         owner = next(base for base in cls.__mro__ if "_get_ls_params" in vars(base))
         known = _classes[cls] = ModelClass(
             says_itself=owner.__module__ != _FALLBACK_MODULE,
-            own_parameters=tuple(present(parameter.names) for parameter in _PARAMETERS),
+            parameters=tuple((parameter, present(parameter.names)) for parameter in _PARAMETERS),
             url_fields=present(_URL_FIELDS),
         )
     return known
 
 
-def server(model: Any) -> tuple[str | None, int | None]:
+def server(model: Any, known: ModelClass) -> tuple[str | None, int | None]:
     """Host and port that the model's client calls, where it is truly known."""
-    for name in model_class(type(model)).url_fields:
+    for name in known.url_fields:
         value = getattr(model, name, None)
         if value is not None:
             address, port = classify.server_of(str(getattr(value, "base_url", value)))
@@ -85,24 +94,28 @@ def server(model: Any) -> tuple[str | None, int | None]:
     return None, None
 
 
-def parameters(
-    model: Any, call: Mapping[str, Any], params: Mapping[str, Any]
-) -> dict[str, AttributeValue]:
-    """Attributes of what shapes the answer: the call's own value before the model's.
+def add_parameters(
+    attributes: dict[str, AttributeValue],
+    model: Any,
+    known: ModelClass,
+    call: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> None:
+    """Add what shapes the answer: the call's own value before the model's.
 
     `params` are LangChain's `ls_*` parameters, which already weigh one against the other.
     """
-    attributes: dict[str, AttributeValue] = {}
-    own = model_class(type(model)).own_parameters
-    for (attribute, names, types), present in zip(_PARAMETERS, own, strict=True):
-        value = params.get(f"ls_{names[0]}")
-        for name in names:
-            value = call.get(name, value)
-        for name in present:
-            if value is not None:
-                break
-            value = getattr(model, name, None)
-        if isinstance(value, types) and not isinstance(value, bool):
+    for (attribute, listed, names, types), present in known.parameters:
+        value = params.get(listed)
+        if call:
+            for name in names:
+                value = call.get(name, value)
+        if value is None:
+            for name in present:
+                value = getattr(model, name, None)
+                if value is not None:
+                    break
+        if value is not None and isinstance(value, types) and not isinstance(value, bool):
             attributes[attribute] = cast("AttributeValue", value)
     if stop := call.get("stop") or params.get("ls_stop"):
         attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (
@@ -111,4 +124,3 @@ def parameters(
     response_format = call.get("response_format")
     if isinstance(response_format, dict) and "json" in str(response_format.get("type")):
         attributes[semconv.GEN_AI_OUTPUT_TYPE] = "json"
-    return attributes

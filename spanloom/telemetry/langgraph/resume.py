@@ -11,12 +11,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from opentelemetry.context import get_current
 from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer
 
 from spanloom import semconv
-from spanloom.telemetry.langgraph.context import Frame, Guard, frame_of
-from spanloom.telemetry.usage import UsageScope
+from spanloom.telemetry.langgraph.context import Frame, Guard
+from spanloom.telemetry.usage import UsageScope, current_scope
 
 METADATA_KEY: Final = "spanloom_run"
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -29,7 +28,7 @@ _LINKING: Final = Guard("a resumed run cannot be linked")
 
 def run_frame() -> Frame | None:
     """Return the frame of the graph run that is executing here."""
-    scope: UsageScope | None = frame_of(get_current())
+    scope: UsageScope | None = current_scope()
     while scope is not None and not (isinstance(scope, Frame) and scope.run_span is not None):
         scope = scope.parent
     return scope
@@ -67,12 +66,13 @@ def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Calla
 
     @functools.wraps(original)
     def _put_checkpoint(self: Any, metadata: Any) -> Any:
-        with _NOTING:
-            frame = run_frame() if self.checkpointer is not None else None
-            if frame is not None and frame.run_span is not None:
-                name = traceparent(frame.run_span)
-                if name is not None:
-                    metadata[METADATA_KEY] = name
+        if self.checkpointer is not None:
+            with _NOTING:
+                frame = run_frame()
+                if frame is not None and frame.run_span is not None:
+                    name = traceparent(frame.run_span)
+                    if name is not None:
+                        metadata[METADATA_KEY] = name
         return original(self, metadata)
 
     return _put_checkpoint

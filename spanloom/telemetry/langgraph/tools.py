@@ -11,7 +11,8 @@ from opentelemetry.util.types import AttributeValue
 from spanloom import semconv
 from spanloom.telemetry import content, conversation, endings, metrics
 from spanloom.telemetry.langgraph import classify
-from spanloom.telemetry.langgraph.context import Frame, Unit, arun, begin, frame_of, run
+from spanloom.telemetry.langgraph.context import Frame, Unit, arun, frame_of, run
+from spanloom.telemetry.usage import current_scope
 
 _REPORTED: Final = endings.Ending(semconv.OUTCOME_ERROR, "tool_error")
 """The value the MCP conventions use where a tool reports failure in its result."""
@@ -25,7 +26,8 @@ class ToolRun(Unit):
     def __init__(
         self, tracer: Tracer, tool: Any, tool_input: Any, call_id: str | None, context: Context
     ) -> None:
-        outer = frame_of(context)
+        scope = current_scope(context)
+        outer = frame_of(scope)
         name = str(tool.name)
         attributes: dict[str, AttributeValue] = {
             semconv.GEN_AI_OPERATION_NAME: semconv.OP_EXECUTE_TOOL,
@@ -34,23 +36,20 @@ class ToolRun(Unit):
         }
         if call_id:
             attributes[semconv.GEN_AI_TOOL_CALL_ID] = call_id
+        conversation_id = agent_name = None
         if outer is not None:
-            if outer.conversation_id is not None:
-                attributes[semconv.GEN_AI_CONVERSATION_ID] = outer.conversation_id
-            if outer.agent_name is not None:
-                attributes[semconv.GEN_AI_AGENT_NAME] = outer.agent_name
+            conversation_id, agent_name = outer.conversation_id, outer.agent_name
+        if conversation_id is not None:
+            attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
+        if agent_name is not None:
+            attributes[semconv.GEN_AI_AGENT_NAME] = agent_name
         self._tool = name
         super().__init__(
             tracer,
             f"{semconv.OP_EXECUTE_TOOL} {name}",
             attributes,
             context=context,
-            frame=Frame(
-                context,
-                conversation_id=outer.conversation_id if outer is not None else None,
-                agent_name=outer.agent_name if outer is not None else None,
-                tool=name,
-            ),
+            frame=Frame(scope, conversation_id=conversation_id, agent_name=agent_name, tool=name),
             outer=outer,
         )
         if content.rules() is not None:
@@ -63,8 +62,8 @@ class ToolRun(Unit):
             conversation.write_result(self.span, said)
         return _REPORTED if classify.is_tool_error(result) else None
 
-    def _describe(self, ending: endings.Ending) -> None:
-        super()._describe(ending)
+    def _describe(self, ending: endings.Ending, attributes: dict[str, AttributeValue]) -> None:
+        super()._describe(ending, attributes)
         metrics.record_tool(
             tool=self._tool,
             status=ending.outcome,
@@ -96,10 +95,7 @@ def trace_run(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any
 
     @functools.wraps(original)
     def run_tool(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, args, kwargs))
-        if unit is None:
-            return original(self, *args, **kwargs)
-        return run(unit, original, self, *args, **kwargs)
+        return run(_starter(tracer, self, args, kwargs), original, (self, *args), kwargs)
 
     return run_tool
 
@@ -111,9 +107,6 @@ def trace_arun(
 
     @functools.wraps(original)
     async def arun_tool(self: Any, *args: Any, **kwargs: Any) -> Any:
-        unit = begin(_starter(tracer, self, args, kwargs))
-        if unit is None:
-            return await original(self, *args, **kwargs)
-        return await arun(unit, original, self, *args, **kwargs)
+        return await arun(_starter(tracer, self, args, kwargs), original, (self, *args), kwargs)
 
     return arun_tool
