@@ -255,10 +255,12 @@ def record_llm(
             _count(_tokens.labels(model=model, type="input"), input_tokens)
         if output_tokens:
             _count(_tokens.labels(model=model, type="output"), output_tokens)
+        # The model as it was asked for: who is refused learns of no other name.
+        asked = _model(request_model or response_model)
         status = _llm_status(status)
-        _begin_at_zero(_llm_calls, model, (*_FAILURES, semconv.STATUS_RATE_LIMIT))
-        _count(_llm_calls.labels(model, status), 1)
-        genai_metrics.instruments().llm_calls.add(1, {"model": model, "status": status})
+        _begin_at_zero(_llm_calls, asked, (*_FAILURES, semconv.STATUS_RATE_LIMIT))
+        _count(_llm_calls.labels(asked, status), 1)
+        genai_metrics.instruments().llm_calls.add(1, {"model": asked, "status": status})
         _record_bill(model, bill, input_tokens, output_tokens)
         genai_metrics.record_model_call(
             genai_metrics.ModelCall(

@@ -151,6 +151,19 @@ def test_failures_stand_at_zero_before_the_first() -> None:
     assert re.search(r'agent_llm_calls_total\{model="zero-model",status="ok"\} 1\.0', body)
 
 
+def test_a_model_that_answers_under_another_name_is_counted_as_it_was_asked_for(
+    increase: Increase,
+) -> None:
+    """Who is refused learns of no other name: both have to stand in one share of refusals."""
+    with capture_spans():
+        with llm_call("gpt-5", provider="openai") as call:
+            call.response(model="gpt-5-2026-01")
+        with pytest.raises(ThrottledError), llm_call("gpt-5", provider="openai"):
+            raise ThrottledError
+
+    assert increase.of("agent_llm_calls_total") == {("gpt-5", "ok"): 1, ("gpt-5", "rate_limit"): 1}
+
+
 class Refusing:
     """An OpenAI-compatible endpoint that answers one status to everything."""
 
