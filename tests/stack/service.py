@@ -58,7 +58,10 @@ def agent_service(folder: Path, endpoint: str, **env: str) -> Iterator[Service]:
             process.name: stack.enter_context(
                 Program(
                     process.name,
-                    [expand(part, values) for part in process.command],
+                    [
+                        expand(part, values | {"port": str(ports[process.name])})
+                        for part in process.command
+                    ],
                     folder,
                     urls[process.name] + process.health,
                     shared | env,
