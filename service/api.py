@@ -98,7 +98,10 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in (
         (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is over the limit."),
         (HTTPStatus.INTERNAL_SERVER_ERROR, "Our fault; the logs know more."),
-        (HTTPStatus.SERVICE_UNAVAILABLE, "The LLM or retrieval is down; see Retry-After."),
+        (
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "A dependency is down, see Retry-After.",
+        ),
         (HTTPStatus.GATEWAY_TIMEOUT, "The run was cancelled at its deadline."),
     )
 }

@@ -16,7 +16,7 @@ from uvicorn.supervisors import Multiprocess
 from service.errors import ConfigurationError
 from service.listening import listen
 from service.llm.models import check_model_settings
-from service.session_file import session_file
+from service.sessions.address import PostgresAddress, session_store
 from service.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -65,9 +65,16 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    session_file(settings)
+    store = session_store(settings)
     check_model_settings(settings)
     _make_data_dir(settings.data_dir)
+    if isinstance(store, PostgresAddress):
+        # Asked here, too: a worker that cannot start would be started again and again.
+        from service.sessions.postgres_start import wait_for_database  # noqa: PLC0415
+
+        wait_for_database(
+            store, settings.database_start_s, say=lambda text: sys.stderr.write(f"{text}\n")
+        )
     listener = listen(arguments.host, arguments.port, variable="AGENT_API_PORT")
     host, port = listener.getsockname()[:2]
     listening = {"level": "info", "event": "api_listening", "host": host, "port": port}

@@ -25,8 +25,8 @@ from service.middleware import (
 )
 from service.readiness import Readiness
 from service.retrieval_client import RetrievalClient
-from service.session_file import session_file
 from service.sessions import open_sessions
+from service.sessions.address import session_store
 from service.settings import Settings
 from spanloom.telemetry import Telemetry, setup
 
@@ -36,7 +36,7 @@ SERVICE_NAME: Final = "agent-api"
 def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
     """Build the API; `service.app.create_app` says what it promises."""
     # what cannot work fails here, before anything has started
-    session_file(settings)
+    session_store(settings)
     check_model_settings(settings)
     own = setup(SERVICE_NAME, service_version=VERSION) if telemetry is None else None
 

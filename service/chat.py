@@ -40,8 +40,8 @@ class ChatService:
         """Answer a question within the deadline.
 
         Raises DeadlineExceededError when the run was cancelled at its deadline, and
-        DependencyUnavailableError when the LLM or retrieval is down. Cancelling this
-        coroutine cancels the run and every request it has under way.
+        DependencyUnavailableError when the LLM, retrieval or session memory is down. Cancelling
+        this coroutine cancels the run and every request it has under way.
         """
         started = time.perf_counter()
         thread = thread_id(question.user_id, question.session_id)

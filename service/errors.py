@@ -2,7 +2,7 @@
 
 * ServiceError
   - ConfigurationError          a setting is missing or wrong; the message names it
-  - DependencyUnavailableError  the LLM or retrieval is down                     (HTTP 503)
+  - DependencyUnavailableError  the LLM, retrieval or session memory is down     (HTTP 503)
   - DeadlineExceededError       the run was cancelled at its deadline            (HTTP 504)
   - ClientGoneError             the caller hung up and the run was cancelled     (logged as 499)
   - ToolError                   a tool cannot do what the model asked; the model is told why
@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import httpx2
 
-Dependency = Literal["llm", "retrieval"]
+Dependency = Literal["llm", "retrieval", "sessions"]
 
 _SDKS: Final = ("openai", "anthropic")
 _TOO_MANY_REQUESTS: Final = 429
@@ -29,7 +29,7 @@ class ConfigurationError(ServiceError):
 
 
 class DependencyUnavailableError(ServiceError):
-    """The LLM or retrieval does not answer, not in time, or says it is overloaded.
+    """A dependency does not answer, not in time, or says it is overloaded.
 
     `worth_retrying` is False when a second try within the same request would be too late
     (a timeout) or unwelcome (429).
@@ -85,9 +85,14 @@ def as_unavailable(exc: BaseException) -> DependencyUnavailableError | None:
        SDKs do not wrap; retrieval's never arrive here bare.
     3. An OpenAI or Anthropic SDK error: connection, timeout, 429 and 5xx are outages; the
        rest (a wrong key, an unknown model) is our mistake.
+    4. psycopg and its pool cannot reach the server, or the server ended the connection; errors
+       in a statement are our mistake.
     """
     if isinstance(exc, DependencyUnavailableError):
         return exc
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
+        return DependencyUnavailableError("sessions", type(exc).__name__, worth_retrying=False)
     if isinstance(exc, httpx2.TransportError):
         return DependencyUnavailableError.by_transport("llm", exc)
     for name in _SDKS:

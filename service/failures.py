@@ -21,6 +21,7 @@ from spanloom.telemetry.endings import apply_ending, classify
 _NAMES: Final[dict[Dependency, str]] = {
     "llm": "The language model",
     "retrieval": "The search service",
+    "sessions": "The session memory",
 }
 
 _log = get_logger(__name__)

@@ -109,7 +109,17 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("AGENT_DATABASE_URL", "DATABASE_URL"),
-        description="Session memory; by default sqlite:/// and sessions.sqlite in the data folder.",
+        description="Session memory, postgresql://… or sqlite:///…; by default sessions.sqlite"
+        " in the data folder.",
+    )
+    database_pool_size: int = Field(
+        4, ge=1, le=100, description="Most connections to PostgreSQL a worker has, but for one."
+    )
+    database_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="Longest wait for PostgreSQL before a request gets 503."
+    )
+    database_start_s: float = Field(
+        30.0, ge=0, description="Longest wait for PostgreSQL at the start."
     )
     vector_store_path: Path | None = Field(
         None,

@@ -1,78 +1,16 @@
 import asyncio
-import contextlib
-import json
 import os
-import signal
 import socket
 import sys
 import tomllib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from service.settings import Settings
+from tests.service.api_process import ROOT, SECONDS_TO_START, running
 from tests.service.loopback import USAGE, FakeLLM, FakeRetrieval, serving
-
-ROOT = Path(__file__).parents[2]
-SECONDS_TO_START = 90
-
-
-class Process:
-    """A running `python -m service.app` and the lines it wrote."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.lines: list[dict[str, Any]] = []
-        self._reading = asyncio.create_task(self._read())
-        self._news = asyncio.Condition()
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            async with self._news:
-                self.lines.append(json.loads(line))
-                self._news.notify_all()
-
-    async def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        def found() -> list[dict[str, Any]]:
-            return [line for line in self.lines if line["event"] == event]
-
-        async with asyncio.timeout(SECONDS_TO_START), self._news:
-            await self._news.wait_for(lambda: len(found()) >= count)
-        return found()[-1]
-
-    async def stop(self) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
-            code = await self.process.wait()
-        await self._reading
-        return code
-
-
-@contextlib.asynccontextmanager
-async def running(*arguments: str, **environment: str) -> AsyncIterator[Process]:
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("AGENT_", "OTEL_", "PROMETHEUS_", "OPENAI", "ANTHROPIC"))
-    }
-    exporters = {f"OTEL_{name}_EXPORTER": "none" for name in ("TRACES", "METRICS", "LOGS")}
-    process = Process(
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.app", "--port", "0", *arguments),
-            env={**clean, **exporters, **environment},
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-        )
-    )
-    try:
-        yield process
-    finally:
-        await process.stop()
 
 
 def counting_processes(folder: Path) -> set[str]:
@@ -185,14 +123,22 @@ async def test_a_setting_that_cannot_work_is_one_sentence(
     assert len(errors.splitlines()) == 1
 
 
-async def test_a_database_that_is_not_supported_is_one_sentence() -> None:
-    """The start fails at once, and says what works today."""
-    code, errors = await run("--port", "0", DATABASE_URL="postgresql://user:hunter2@host/db")
+@pytest.mark.parametrize(
+    ("url", "way_out"),
+    [
+        ("mysql://user:hunter2@host/db", "sqlite:///"),
+        ("postgresql://user:hunter2@127.0.0.1:9/db", "AGENT_DATABASE_START_S"),
+    ],
+)
+async def test_a_database_that_cannot_work_is_one_sentence(url: str, way_out: str) -> None:
+    """The start fails before any worker's, and says what works."""
+    code, errors = await run("--port", "0", DATABASE_URL=url, AGENT_DATABASE_START_S="0")
 
     assert code == 1
-    assert "sqlite:///" in errors
+    assert way_out in errors
     assert "hunter2" not in errors
     assert "Traceback" not in errors
+    assert len(errors.splitlines()) <= 2  # what is waited for, and that it was in vain
 
 
 def test_the_process_list_agrees_with_the_settings() -> None:

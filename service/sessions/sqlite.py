@@ -1,11 +1,7 @@
-"""Conversations: their ids, their memory on disk, and one run at a time in each.
-
-Everything here is right for any number of worker processes that share `data_dir`.
-"""
+"""Session memory in a SQLite file, for any number of worker processes that share a folder."""
 
 import asyncio
 import fcntl
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,32 +13,11 @@ import aiosqlite
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from service.session_file import session_file
-from service.settings import Settings
 from spanloom.telemetry import step
-
-DEFAULT_SESSION: Final = "default"
-ANONYMOUS: Final = "anonymous"
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _FIRST_POLL_S: Final = 0.005
 _LONGEST_POLL_S: Final = 0.05
-
-
-def thread_id(user_id: str, session_id: str) -> str | None:
-    """The conversation's id; None for the anonymous default, which is nobody's in particular.
-
-    The NUL byte cannot occur in either id, so that ("a-b", "c") and ("a", "b-c") differ. The
-    hash keeps the user's id out of file names, the database and traces.
-    """
-    if user_id == ANONYMOUS and session_id == DEFAULT_SESSION:
-        return None
-    return hashlib.sha256(f"{user_id}\0{session_id}".encode()).hexdigest()
-
-
-def pseudonym(user_id: str) -> str:
-    """What logs and spans call a user: stable, not the id itself."""
-    return hashlib.sha256(user_id.encode()).hexdigest()[:16]
 
 
 class _Queue:
@@ -53,8 +28,8 @@ class _Queue:
         self.people = 0
 
 
-class Sessions:
-    """The open session memory of one process. Made by `open_sessions`."""
+class SqliteSessions:
+    """The memory and the folder of lock files, one per conversation that is being held."""
 
     def __init__(self, checkpointer: AsyncSqliteSaver, locks: Path) -> None:
         self.checkpointer = checkpointer
@@ -63,7 +38,7 @@ class Sessions:
 
     @asynccontextmanager
     async def turn(self, thread: str) -> AsyncIterator[None]:
-        """Hold the conversation for one run; wait, under a span, while another run has it."""
+        """Hold the conversation by its lock file."""
         queue = self._queues.setdefault(thread, _Queue())
         path = self._locks / f"{thread}.lock"
         # asyncio's lock is free for a moment between one holder and the waiter it wakes; whoever
@@ -90,7 +65,7 @@ class Sessions:
             queue.people -= 1
 
     async def forget_older_checkpoints(self, thread: str) -> None:
-        """Keep only the newest checkpoint of a conversation, the one the next turn reads."""
+        """Delete all but the newest checkpoint."""
         newest = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1)"
         async with self.checkpointer.lock:
             for table in ("writes", "checkpoints"):
@@ -100,18 +75,15 @@ class Sessions:
                 )
 
     async def check(self) -> None:
-        """Return if the memory can be read."""
+        """Read the file."""
         async with self.checkpointer.conn.execute("SELECT 1 FROM checkpoints LIMIT 1") as cursor:
             await cursor.fetchone()
 
 
 @asynccontextmanager
-async def open_sessions(settings: Settings) -> AsyncIterator[Sessions]:
+async def open_sqlite_sessions(path: Path, locks: Path) -> AsyncIterator[SqliteSessions]:
     """Open the memory, creating its file and folders where there are none."""
-    path = session_file(settings)
-    locks = settings.data_dir / "locks"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    locks.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent, locks)
     async with aiosqlite.connect(
         path,
         timeout=_BUSY_TIMEOUT_S,
@@ -131,7 +103,12 @@ async def open_sessions(settings: Settings) -> AsyncIterator[Sessions]:
             await saver.setup()
         finally:
             _unlock(setup_lock, lock)
-        yield Sessions(saver, locks)
+        yield SqliteSessions(saver, locks)
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _try_lock(path: Path) -> int | None:
