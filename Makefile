@@ -7,7 +7,7 @@ STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run test stack-tools test-stack check format lint types layers docs lock bench simulate clean
+.PHONY: help setup setup-dev run chat test stack-tools test-stack check format lint types layers docs lock bench simulate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,10 @@ setup-dev:
 
 run: setup ## start everything: backend, retrieval, offline LLM, agent API
 	@exec .venv/bin/python -m spanloom up $(ARGS)
+
+chat: ## the chat page in a browser, beside `make run` (installs Streamlit)
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh ui
+	@exec .venv/bin/python -m service.chat_page
 
 test: setup-dev ## the whole test suite, real processes included
 	.venv/bin/python -m pytest $(PYTEST_ARGS)

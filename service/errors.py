@@ -5,6 +5,7 @@
   - DependencyUnavailableError  the LLM, retrieval or session memory is down     (HTTP 503)
   - DeadlineExceededError       the run was cancelled at its deadline            (HTTP 504)
   - ClientGoneError             the caller hung up and the run was cancelled     (logged as 499)
+  - UnansweredError             the chat page got no answer; its span ends with it
   - ToolError                   a tool cannot do what the model asked; the model is told why
 """
 
@@ -71,6 +72,10 @@ class DeadlineExceededError(ServiceError, TimeoutError):
 
 class ClientGoneError(ServiceError):
     """The caller hung up before the answer was ready."""
+
+
+class UnansweredError(ServiceError):
+    """The chat page got no answer. Raised for the page's span alone: the visitor is told."""
 
 
 class ToolError(ServiceError):

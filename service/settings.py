@@ -9,13 +9,22 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, computed_field
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from service.errors import ConfigurationError
+
+_CHAT_MARGIN_S: Final = 15.0
 
 Provider = Literal["offline", "openai", "anthropic", "openai_compatible"]
 
@@ -104,6 +113,25 @@ class Settings(BaseSettings):
         10, ge=0, le=600, description="Time running requests get to finish on SIGTERM."
     )
 
+    # --- chat page -----------------------------------------------------------------------
+    chat_host: str = Field("127.0.0.1", description="Address the chat page listens on.")
+    chat_port: int = Field(8501, ge=1, le=65535, description="Port of the chat page.")
+    chat_api_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Where the chat page finds the API; by default its host and port here.",
+    )
+    chat_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Longest wait of the chat page; by default 15 s more than the deadline.",
+    )
+    chat_trace_url: str = Field(
+        "http://127.0.0.1:16686/trace/{trace_id}",
+        pattern=r"^https?://\S*\{trace_id\}",
+        description="Where a trace opens from the chat page: Jaeger's page, or spanloom's.",
+    )
+
     # --- storage -------------------------------------------------------------------------
     data_dir: Path = Field(Path("var"), description="Folder for everything the service writes.")
     database_url: SecretStr | None = Field(
@@ -155,9 +183,28 @@ class Settings(BaseSettings):
         return f"http://{self.offline_llm_host}:{self.offline_llm_port}/v1"
 
     @property
+    def chat_api_base_url(self) -> str:
+        """Where the chat page finds the API."""
+        return self.chat_api_url or f"http://{self.api_host}:{self.api_port}"
+
+    @property
+    def chat_patience_s(self) -> float:
+        """How long the chat page waits for a whole answer."""
+        return self.chat_timeout_s or self.deadline_s + _CHAT_MARGIN_S
+
+    @property
     def index_path(self) -> Path:
         """The search index in force."""
         return self.vector_store_path or self.data_dir / "index"
+
+    @model_validator(mode="after")
+    def _let_the_service_be_late_first(self) -> Self:
+        if self.chat_patience_s <= self.deadline_s:
+            raise ValueError(
+                "AGENT_CHAT_TIMEOUT_S must be longer than AGENT_DEADLINE_S, so that it is the"
+                " service that says what was late"
+            )
+        return self
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +218,7 @@ def get_settings() -> Settings:
     except ValidationError as error:
         # without the values: a key may be among them
         wrong = "; ".join(
-            f"{_variable(each['loc'])}: {each['msg']}"
+            f"{_variable(each['loc'])}: {each['msg']}" if each["loc"] else each["msg"]
             for each in error.errors(include_url=False, include_input=False)
         )
         raise ConfigurationError(f"Settings that cannot work: {wrong}") from None
