@@ -235,7 +235,7 @@ def dashboard() -> builders.Dashboard:
         log_lines(
             "Requests that failed, steps that timed out",
             "Open a line: `trace_id` links to its trace.",
-            f'{{{SERVICE}}} |~ "^(chat_error|request_error|step)$"'
+            f'{{{SERVICE}}} |~ "chat_error|request_error|step"'
             ' | detected_level=~"warn|error" or outcome="timeout"',
         )
     )

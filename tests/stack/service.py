@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,16 @@ class Service:
 
 
 @contextlib.contextmanager
-def agent_service(folder: Path, endpoint: str, **env: str) -> Iterator[Service]:
+def agent_service(
+    folder: Path, endpoint: str, *, given: Mapping[str, int] | None = None, **env: str
+) -> Iterator[Service]:
     """Every process of service/processes.toml, sending OTLP over HTTP to `endpoint`.
 
     `endpoint` is all that is set to leave the embedded backend; metrics go every second, so that
-    nobody waits for them.
+    nobody waits for them. `given` fixes ports by the process's name; others are free ones.
     """
     file = load_processes(ROOT / "service/processes.toml")
-    ports = {process.name: free_port() for process in file.processes}
+    ports = {process.name: free_port() for process in file.processes} | dict(given or {})
     values = placeholders(file, ports, folder / "data")
     shared = {name: expand(text, values) for name, text in file.env.items()}
     shared |= {process.port_env: str(ports[process.name]) for process in file.processes}
