@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import spanloom
+from spanloom.cli.cost import cost
 from spanloom.cli.doctor import doctor
 from spanloom.cli.serve import serve
 from spanloom.cli.trace import trace
@@ -52,4 +53,5 @@ app.command(short_help="Backend and processes, or your own command.")(up)
 app.command(short_help="The trace backend alone.")(serve)
 app.command(short_help="Recent traces, one line each.")(traces)
 app.command(short_help="One trace as a tree.")(trace)
+app.add_typer(cost, short_help="What a month costs, estimated.")
 app.command(short_help="Is everything in order?")(doctor)

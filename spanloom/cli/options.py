@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from spanloom import ports
-from spanloom.cli.units import parse_bytes
+from spanloom.cli.units import parse_bytes, parse_dollars
 from spanloom.contract import Reader
 from spanloom.errors import ConfigurationError, QueryError
 from spanloom.server import query_params
@@ -41,6 +41,7 @@ def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
 
 duration_ns = _option_parser(lambda text: query_params.duration_ns(text, "the time"))
 size_bytes = _option_parser(parse_bytes)
+dollars = _option_parser(parse_dollars)
 
 Url = Annotated[
     str,

@@ -6,6 +6,7 @@ A test compares the file with what this prints.
 """
 
 import sys
+from collections.abc import Iterator
 
 import typer
 from typer.main import get_group
@@ -28,13 +29,16 @@ This page is made from the help texts: `python -m spanloom.cli.reference > docs/
 
 def reference() -> str:
     """The whole page, the same on every machine."""
-    group = get_group(app)
-    top = typer.Context(group, info_name="spanloom", terminal_width=_WIDTH)
-    parts = [_INTRODUCTION, _section(top, "##")]
-    for name, command in group.commands.items():
-        context = typer.Context(command, parent=top, info_name=name, terminal_width=_WIDTH)
-        parts.append(_section(context, "###"))
-    return "\n".join(parts)
+    top = typer.Context(get_group(app), info_name="spanloom", terminal_width=_WIDTH)
+    return "\n".join([_INTRODUCTION, *_sections(top, "##")])
+
+
+def _sections(context: typer.Context, level: str) -> Iterator[str]:
+    """A command and the commands below it."""
+    yield _section(context, level)
+    for name, command in getattr(context.command, "commands", {}).items():
+        below = typer.Context(command, parent=context, info_name=name, terminal_width=_WIDTH)
+        yield from _sections(below, f"{level}#")
 
 
 def _section(context: typer.Context, level: str) -> str:

@@ -6,10 +6,13 @@ Durations and money are formatted by `spanloom.server.text` and parsed by
 
 import re
 from datetime import datetime
+from decimal import Decimal, InvalidOperation
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
+
+_MOST_DOLLARS = 10**12
 
 
 def parse_bytes(text: str) -> int:
@@ -18,6 +21,17 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2].upper() not in _BYTES:
         raise ValueError(f"{text!r} is not a size: write 500MB, 10GB or 512MiB")
     return round(float(match[1]) * _BYTES[match[2].upper()])
+
+
+def parse_dollars(text: str) -> Decimal:
+    """An amount like `0.0012` or `50`; ValueError says what is wrong."""
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or not 0 <= amount <= _MOST_DOLLARS:
+        raise ValueError(f"{text!r} is not an amount in dollars: write 0.0012 or 50")
+    return amount
 
 
 def local_time(time_unix_nano: int, *, date: bool = True) -> str:
