@@ -1,0 +1,296 @@
+"""Each alert fires in the real Prometheus on the fault it is there for, and none without one.
+
+The rules are the committed ones; in the copy that this Prometheus reads only the waiting is
+shorter: `for`, and the two-minute windows of what has to stay so for a while.
+"""
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from tests.stack.faults import Faulty, faulty_service
+from tests.stack.programs import (
+    ROOT,
+    Collector,
+    Jaeger,
+    Program,
+    Prometheus,
+    collector,
+    free_port,
+    jaeger,
+    loki,
+    prometheus,
+    together,
+)
+from tests.stack.waiting import data, eventually
+
+DEADLINE_S = 12  # over the limit of p95, which is 10
+QUEUE_BYTES = 2_000_000
+WITHIN_S = 150
+pytestmark = pytest.mark.timeout(420)
+
+Labels = dict[str, str]
+
+
+def alert_names() -> set[str]:
+    return {
+        rule["alert"]
+        for file in (ROOT / "prometheus/rules").glob("*.yml")
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+
+
+def hurry(server: Prometheus) -> None:
+    """Shorten the waiting in this server's copy of the rules."""
+    folder = server.targets.parent / "rules"
+    changed = 0
+    for file in folder.glob("*.yml"):
+        text = file.read_text(encoding="utf-8")
+        text, waits = re.subn(r"for: \w+", "for: 2s", text)
+        text, windows = re.subn(r"\[2m\]", "[10s]", text)
+        file.write_text(text, encoding="utf-8")
+        changed += waits + windows
+    assert changed >= 14
+
+
+@dataclass
+class World:
+    """A stack, a service, and how they are broken."""
+
+    prometheus: Prometheus
+    jaeger: Jaeger
+    collector: Collector
+    tight: Collector
+    """A Collector whose memory limit is always reached."""
+    folder: Path
+    faulty: Faulty | None = None
+    broken: Program | None = None
+
+    def firing(self, name: str | None = None, **labels: str) -> list[dict[str, Any]]:
+        """Alerts that fire, by name and by labels."""
+        return [
+            alert
+            for alert in data(f"{self.prometheus.url}/api/v1/alerts")["alerts"]
+            if alert["state"] == "firing"
+            and name in {None, alert["labels"]["alertname"]}
+            and labels.items() <= alert["labels"].items()
+        ]
+
+    def fires(self, name: str, **labels: str) -> dict[str, Any]:
+        return eventually(
+            lambda: self.firing(name, **labels), f"{name} {labels} fires", within_s=WITHIN_S
+        )[0]
+
+    def clears(self, name: str, **labels: str) -> None:
+        eventually(lambda: not self.firing(name, **labels), f"{name} clears", within_s=WITHIN_S)
+
+
+def old_lines(otlp: Collector) -> None:
+    """Log lines of last year, which Loki refuses for good."""
+    request = ExportLogsServiceRequest()
+    record = request.resource_logs.add().scope_logs.add().log_records.add()
+    record.time_unix_nano = int((time.time() - 365 * 86_400) * 1e9)
+    record.body.string_value = "去年的一行"
+    post(otlp, "logs", request.SerializeToString())
+
+
+def large_spans(otlp: Collector) -> None:
+    """A request of some 100 kB."""
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for number in range(10):
+        span = spans.add(name="large", trace_id=bytes(15) + b"\1", span_id=bytes(7) + b"\1")
+        span.start_time_unix_nano = span.end_time_unix_nano = time.time_ns()
+        text = AnyValue(string_value="大" * 3_300)
+        span.attributes.append(KeyValue(key=f"note.{number}", value=text))
+    post(otlp, "traces", request.SerializeToString())
+
+
+def post(otlp: Collector, signal: str, body: bytes) -> None:
+    answer = httpx2.post(
+        f"{otlp.http}/v1/{signal}",
+        content=body,
+        headers={"Content-Type": "application/x-protobuf"},
+        timeout=30,
+        trust_env=False,
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A healthy stack and a healthy service that nobody scrapes yet."""
+    folder = tmp_path_factory.mktemp("alerts")
+    metrics, logs = prometheus(folder), loki(folder)
+    hurry(metrics)
+    traces = jaeger(folder, metrics)
+    otlp = collector(folder, traces, metrics, logs, COLLECTOR_TRACE_QUEUE_BYTES=str(QUEUE_BYTES))
+    tight = collector(
+        folder, traces, metrics, logs, name="tight",
+        COLLECTOR_MEMORY_LIMIT_MIB="4", COLLECTOR_MEMORY_SPIKE_MIB="1",
+    )  # fmt: skip
+    for job, url in (
+        ("otel-collector", otlp.metrics_url),
+        ("jaeger", traces.metrics_url),
+        ("loki", logs.url),
+    ):
+        metrics.scrape(job, httpx2.URL(url).netloc.decode())
+    with together(metrics, logs, traces, otlp):
+        here = World(metrics, traces, otlp, tight, folder)
+        with faulty_service(folder / "service", otlp.http, AGENT_DEADLINE_S=str(DEADLINE_S)) as it:
+            here.faulty = it
+            yield here
+        for program in (here.broken, tight):
+            if program is not None:
+                program.stop()
+
+
+@pytest.fixture(scope="module")
+def healthy(world: World) -> World:
+    """Scraped, asked a few questions, and not one alert."""
+    assert world.faulty is not None
+    missing = world.fires("TargetMissing", job="agent-api")
+    assert missing["annotations"]["summary"] == "Nobody scrapes agent-api"
+    address = world.faulty.service.api.removeprefix("http://")
+    world.prometheus.scrape("agent-api", address, file="agent-api.yml")
+    for _ in range(2):
+        for question in ("What is 12*7?", "What time is it in Shanghai?", "What is RAG?"):
+            _, answer = world.faulty.service.ask(question)
+            assert answer.status_code == 200, answer.text
+        time.sleep(3)
+    world.clears("TargetMissing")
+    eventually(lambda: requests_seen(world) >= 6, "the requests in Prometheus")
+    assert world.firing() == []
+    return world
+
+
+def requests_seen(world: World) -> float:
+    query = 'sum(agent_requests_total{status="200"})'
+    found = data(f"{world.prometheus.url}/api/v1/query", query=query)["result"]
+    return float(found[0]["value"][1]) if found else 0
+
+
+@pytest.fixture(scope="module")
+def broken(healthy: World) -> Iterator[World]:
+    """All faults, and traffic that meets them until the last test has ended."""
+    world = healthy
+    assert world.faulty is not None
+    faulty = world.faulty
+    world.tight.start()
+    world.prometheus.scrape("otel-collector", httpx2.URL(world.tight.metrics_url).netloc.decode())
+    port = free_port()
+    world.broken = Program(
+        "broken-agent",
+        [sys.executable, "-m", "tests.stack.broken_agent", str(port)],
+        world.folder,
+        f"http://127.0.0.1:{port}/metrics",
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": world.tight.http, "SPANLOOM_INFLIGHT_AFTER": "1"},
+    )
+    world.broken.start()
+    world.prometheus.scrape("broken-agent", f"127.0.0.1:{port}")
+
+    with ThreadPoolExecutor(4) as pool:  # three who wait until the deadline
+        faulty.model.mode = "hang"
+        waiting = [pool.submit(faulty.service.ask, "What is tail sampling?") for _ in range(3)]
+        statuses = [each.result()[1].status_code for each in waiting]
+        faulty.model.mode = "pass"
+    assert statuses == [504, 504, 504]
+
+    world.jaeger.kill()
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.wait(2):
+            faulty.refused()
+            faulty.service.ask("What is 5/0?")
+            old_lines(world.collector)
+
+    with ThreadPoolExecutor(1) as pool:
+        traffic = pool.submit(go_on)
+        fill(world)
+        yield world
+        done.set()
+        traffic.result()
+
+
+def fill(world: World) -> None:
+    """Fill the queue of traces up to 90 %, whatever traffic has put there."""
+
+    def nearly_full() -> bool:
+        query = 'otelcol_exporter_queue_size{exporter="otlp_grpc/jaeger"} / on (instance)'
+        query += ' otelcol_exporter_queue_capacity{exporter="otlp_grpc/jaeger"} > 0.85'
+        return bool(data(f"{world.prometheus.url}/api/v1/query", query=query)["result"])
+
+    sent = 0
+    end = time.monotonic() + WITHIN_S
+    while not nearly_full():
+        assert time.monotonic() < end, f"{sent} requests did not fill the queue"
+        if sent * 100_000 < QUEUE_BYTES * 0.8:
+            large_spans(world.collector)
+            sent += 1
+        else:
+            time.sleep(1)
+
+
+FAULTS: dict[str, Labels] = {
+    "AgentLatencyHigh": {"job": "agent-api"},
+    "AgentErrorRateHigh": {"job": "agent-api"},
+    "TokenBudgetExceeded": {"job": "broken-agent"},
+    "CostBudgetExceeded": {"job": "broken-agent"},
+    "LlmRateLimited": {"job": "agent-api", "model": "offline-small"},
+    "ToolFailing": {"job": "agent-api", "tool": "calculator"},
+    "SpanPastDeadline": {"job": "broken-agent"},
+    "SpanOpenTooLong": {"job": "broken-agent"},
+    "TelemetryDropped": {"job": "broken-agent", "reason": "export_failed"},
+    "CollectorQueueNearFull": {"exporter": "otlp_grpc/jaeger"},
+    "CollectorExporterFailing": {"exporter": "otlp_grpc/jaeger"},
+    "CollectorDataLost": {"exporter": "otlp_http/loki"},
+    "CollectorRefusing": {"receiver": "otlp"},
+    "TargetDown": {"job": "jaeger"},
+    "BackendDiscarding": {"job": "loki", "reason": "greater_than_max_sample_age"},
+}
+"""Alert and the labels that say which of the faults it saw."""
+
+
+def test_nothing_fires_while_nothing_is_wrong(healthy: World) -> None:
+    assert healthy.firing() == []
+
+
+def test_every_alert_is_tried() -> None:
+    assert FAULTS.keys() | {"TargetMissing"} == alert_names()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_alert_fires_on_its_fault(broken: World, name: str) -> None:
+    alert = broken.fires(name, **FAULTS[name])
+    said = alert["annotations"]
+    assert said["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    assert "{{" not in said["summary"]
+    assert "<no value>" not in said["summary"]
+
+
+def test_alerts_end_with_their_fault(broken: World) -> None:
+    """Jaeger comes back, the queue empties by itself."""
+    broken.jaeger.start()
+    checks: list[Callable[[], None]] = [
+        lambda: broken.clears("TargetDown", job="jaeger"),
+        lambda: broken.clears("CollectorQueueNearFull"),
+        lambda: broken.clears("CollectorExporterFailing", exporter="otlp_grpc/jaeger"),
+    ]
+    for check in checks:
+        check()
