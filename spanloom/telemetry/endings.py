@@ -238,6 +238,9 @@ def apply_ending(
     attributes: dict[str, AttributeValue] | None = None,
 ) -> None:
     """Write an ending to a recording span without ending it, and `attributes` with it."""
+    if ending.error_type is None and not attributes:
+        span.set_attribute(semconv.SPANLOOM_OUTCOME, ending.outcome)  # half of what a dict costs
+        return
     written = {} if attributes is None else attributes
     written[semconv.SPANLOOM_OUTCOME] = ending.outcome
     if ending.error_type is None:

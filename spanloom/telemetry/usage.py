@@ -46,15 +46,15 @@ class UsageScope:
     def __init__(
         self,
         parent: "UsageScope | None" = None,
-        *,
         node: str | None = None,
         tool: str | None = None,
     ) -> None:
-        self.parent = parent
+        """`node` and `tool` say whose span this is of; inside, the innermost of each counts."""
         self.node = node
-        """The graph node whose span this is of."""
         self.tool = tool
-        """The tool whose span this is of."""
+        self.parent = parent
+        if parent is not None:
+            self._inherit(parent)
         self.input_tokens = 0
         self.output_tokens = 0
         self.calls = 0
@@ -64,8 +64,16 @@ class UsageScope:
         self.estimated = False
         self._token: Token[Context] | None = None
 
+    def _inherit(self, parent: "UsageScope") -> None:
+        self.parent = parent
+        if not self.node:
+            self.node = parent.node
+        if not self.tool:
+            self.tool = parent.tool
+
     def __enter__(self) -> Self:
-        self.parent = current_scope()
+        if (parent := current_scope()) is not None:
+            self._inherit(parent)
         self._token = attach(with_scope(get_current(), self))
         return self
 
@@ -123,14 +131,8 @@ class Bill(NamedTuple):
 
 def bill_of(cost_usd: Decimal | None) -> Bill:
     """The bill for a call made here."""
-    node: str | None = None
-    tool: str | None = None
     scope = current_scope()
-    while scope is not None:
-        node = node or scope.node
-        tool = tool or scope.tool
-        scope = scope.parent
-    return Bill(cost_usd, node, tool)
+    return Bill(cost_usd) if scope is None else Bill(cost_usd, scope.node, scope.tool)
 
 
 def add_usage(
@@ -147,17 +149,38 @@ def add_usage(
     and not the provider's.
     """
     scope = current_scope()
-    if scope is None:
-        return
+    if scope is not None:
+        _add(
+            scope,
+            input_tokens or 0,
+            output_tokens or 0,
+            cost_usd,
+            cost_partial=cost_partial,
+            estimated=estimated,
+        )
+
+
+def _add(
+    scope: UsageScope | None,
+    input_tokens: int,
+    output_tokens: int,
+    cost_usd: Decimal | None,
+    *,
+    cost_partial: bool,
+    estimated: bool,
+) -> None:
     with _lock:
         while scope is not None:
-            scope.input_tokens += input_tokens or 0
-            scope.output_tokens += output_tokens or 0
+            scope.input_tokens += input_tokens
+            scope.output_tokens += output_tokens
             scope.calls += 1
             if cost_usd is not None:
-                scope.cost_usd = pricing.added(scope.cost_usd, cost_usd)
-            scope.cost_partial = scope.cost_partial or cost_partial
-            scope.estimated = scope.estimated or estimated
+                total = scope.cost_usd
+                scope.cost_usd = cost_usd if total is None else pricing.added(total, cost_usd)
+            if cost_partial:
+                scope.cost_partial = True
+            if estimated:
+                scope.estimated = True
             scope = scope.parent
 
 
@@ -199,5 +222,15 @@ def settle(
         attributes[semconv.SPANLOOM_COST_USD] = float(cost)
         if partial:
             attributes[semconv.SPANLOOM_COST_PARTIAL] = True
-    add_usage(input_tokens, output_tokens, cost_usd=cost, cost_partial=partial, estimated=estimated)
-    return bill_of(cost)
+    scope = current_scope()
+    if scope is None:
+        return Bill(cost)
+    _add(
+        scope,
+        input_tokens or 0,
+        output_tokens or 0,
+        cost,
+        cost_partial=partial,
+        estimated=estimated,
+    )
+    return Bill(cost, scope.node, scope.tool)

@@ -50,7 +50,7 @@ class ChatCall(Unit):
         """
         if params is None or "ls_model_type" not in params:
             params = model._get_ls_params(**call)  # noqa: SLF001 - how LangChain asks it too
-        cls = type(model)
+        cls: Any = type(model)
         known = request.model_class(cls)
         name = params.get("ls_model_name")
         self._model: str | None = name if isinstance(name, str) and name else None

@@ -89,14 +89,13 @@ class Frame(UsageScope):
     def __init__(
         self,
         parent: UsageScope | None,
-        *,
         conversation_id: str | None,
         agent_name: str | None,
         node: str | None = None,
         tool: str | None = None,
     ) -> None:
         """`parent` is the scope in force around, which may be that of a hand-written span."""
-        super().__init__(parent, node=node, tool=tool)
+        super().__init__(parent, node, tool)
         self.conversation_id = conversation_id
         self.agent_name = agent_name
         self.run_span: Span | None = None

@@ -44,7 +44,7 @@ class GraphRun(Unit):
         }
         if conversation_id is not None:
             attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
-        frame = Frame(scope, conversation_id=conversation_id, agent_name=name if is_agent else None)
+        frame = Frame(scope, conversation_id, name if is_agent else None)
         self._name = name
         self._operation = operation
         super().__init__(

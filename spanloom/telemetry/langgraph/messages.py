@@ -97,8 +97,12 @@ class Answer:
 
     def _add_usage(self, usage: Mapping[str, Any]) -> None:
         """Add what one message reports; a provider may spread it over several chunks."""
-        self.input_tokens = _plus(self.input_tokens, usage.get("input_tokens"))
-        self.output_tokens = _plus(self.output_tokens, usage.get("output_tokens"))
+        taken, given = usage.get("input_tokens"), usage.get("output_tokens")
+        if self.input_tokens is self.output_tokens is None and type(taken) is type(given) is int:
+            self.input_tokens, self.output_tokens = taken, given  # nearly always
+        else:
+            self.input_tokens = _plus(self.input_tokens, taken)
+            self.output_tokens = _plus(self.output_tokens, given)
         if details := usage.get("input_token_details"):
             for key, value in details.items():
                 if key.endswith("cache_read"):  # OpenAI's service tiers put their name before it

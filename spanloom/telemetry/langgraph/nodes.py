@@ -6,9 +6,7 @@ with its `proc` wrapped, so the wrapper sees exactly the attempts.
 """
 
 import asyncio
-import dataclasses
 import functools
-import operator
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
@@ -37,12 +35,15 @@ _NOTING: Final = Guard("a node timeout cannot be described")
 class TracedProc:
     """Stands in for a task's `proc` and makes each call of it a span."""
 
-    __slots__ = ("_attempt", "_proc", "_task", "_tracer", "unit")
+    __slots__ = ("_attempt", "_metadata", "_name", "_proc", "_tracer", "_triggers", "unit")
 
-    def __init__(self, tracer: Tracer, task: Any) -> None:
+    def __init__(self, tracer: Tracer, task: Any, proc: Any) -> None:
+        """Hold what the task is and not the task, which holds this: no cycle keeps spans alive."""
         self._tracer = tracer
-        self._task = task
-        self._proc = task.proc
+        self._name = task.name
+        self._metadata = task.config.get("metadata")
+        self._triggers = task.triggers
+        self._proc = proc
         self._attempt = 0
         self.unit: Unit | None = None
         """The attempt that is running, or ran last."""
@@ -64,20 +65,20 @@ class TracedProc:
         return aiterate(self._start, body, get_current())
 
     def _start(self, context: Context) -> Unit:
-        task = self._task
         self._attempt += 1
-        metadata = task.config.get("metadata") or {}
+        name = self._name
+        metadata = self._metadata or {}
         scope = current_scope(context)
         outer = frame_of(scope)
         attributes: dict[str, AttributeValue] = {
             semconv.GEN_AI_OPERATION_NAME: semconv.OP_INVOKE_NODE,
-            semconv.GEN_AI_NODE_NAME: task.name,
+            semconv.GEN_AI_NODE_NAME: name,
             semconv.LANGGRAPH_ATTEMPT: self._attempt,
         }
         if (step := metadata.get("langgraph_step")) is not None:
             attributes[semconv.LANGGRAPH_STEP] = step
-        if task.triggers:
-            attributes[semconv.LANGGRAPH_TRIGGERS] = task.triggers
+        if triggers := self._triggers:
+            attributes[semconv.LANGGRAPH_TRIGGERS] = triggers
         if namespace := metadata.get("langgraph_checkpoint_ns"):
             attributes[semconv.LANGGRAPH_CHECKPOINT_NS] = namespace
         conversation_id = agent_name = None
@@ -87,12 +88,10 @@ class TracedProc:
             attributes[semconv.GEN_AI_CONVERSATION_ID] = conversation_id
         self.unit = Unit(
             self._tracer,
-            f"{semconv.OP_INVOKE_NODE} {task.name}",
+            f"{semconv.OP_INVOKE_NODE} {name}",
             attributes,
             context=context,
-            frame=Frame(
-                scope, conversation_id=conversation_id, agent_name=agent_name, node=task.name
-            ),
+            frame=Frame(scope, conversation_id, agent_name, node=name),
             outer=outer,
         )
         return self.unit
@@ -113,25 +112,20 @@ class TracedProc:
 
 
 def traced_task(tracer: Tracer, task: Any) -> Any:
-    """Return the task with a traced `proc`, or the task itself where no span is due."""
+    """Give the task a traced `proc`, where a span is due, and return it.
+
+    Tasks are frozen, but each is made for one execution and nothing else reads its `proc`; a copy
+    of one costs as much as the end of a span.
+    """
     try:
         if classify.is_visible_node(task.config.get("tags")):
-            return _copier(task.__class__)(task, TracedProc(tracer, task))
+            proc = task.proc
+            if proc.__class__ is TracedProc:  # run once more
+                proc = proc._proc  # noqa: SLF001 - our own
+            object.__setattr__(task, "proc", TracedProc(tracer, task, proc))
     except Exception:  # noqa: BLE001 - telemetry never breaks the application
         warn_once("LangGraph's tasks have a shape unknown to Spanloom", exc_info=True)
     return task
-
-
-@functools.lru_cache(maxsize=8)
-def _copier(cls: Any) -> Callable[[Any, TracedProc], Any]:
-    """What copies a task with another `proc`: `dataclasses.replace` takes twice as long."""
-    fields = dataclasses.fields(cls)
-    names = [field.name for field in fields]
-    if not all(field.init and not field.kw_only for field in fields):
-        return lambda task, proc: dataclasses.replace(task, proc=proc)
-    place = names.index("proc")
-    before, after = operator.attrgetter(*names[:place]), operator.attrgetter(*names[place + 1 :])
-    return lambda task, proc: cls(*before(task), proc, *after(task))
 
 
 def trace_run_with_retry(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:

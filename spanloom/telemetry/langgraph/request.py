@@ -4,7 +4,7 @@ Which attributes a model class has is found out once per class: asking a pydanti
 attribute it lacks costs more than the rest of a span's start.
 """
 
-import weakref
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, cast
 
@@ -38,6 +38,9 @@ _PARAMETERS: Final = (
     _Parameter(semconv.GEN_AI_REQUEST_TOP_K, "ls_top_k", ("top_k",), (int,)),
     _Parameter(semconv.GEN_AI_REQUEST_SEED, "ls_seed", ("seed",), (int,)),
 )
+_ASKED: Final = frozenset(
+    {name for parameter in _PARAMETERS for name in parameter.names} | {"response_format"}
+)
 _URL_FIELDS: Final = (
     # where a client keeps the address it really calls; the SDK client first, as it has resolved
     # environment variables and defaults
@@ -57,30 +60,25 @@ class ModelClass(NamedTuple):
 
     says_itself: bool
     """Whether it reports provider and model by code of its own."""
-    parameters: tuple[tuple[_Parameter, tuple[str, ...]], ...]
-    """Each of `_PARAMETERS`, and under which names its instances have it."""
+    parameters: tuple[tuple[str, str, tuple[str, ...], tuple[type, ...], tuple[str, ...]], ...]
+    """Each of `_PARAMETERS`, and after it under which of its names instances have it."""
     url_fields: tuple[str, ...]
 
 
-_classes: Final[weakref.WeakKeyDictionary[type, ModelClass]] = weakref.WeakKeyDictionary()
-
-
-def model_class(cls: type) -> ModelClass:
+@functools.lru_cache(maxsize=64)
+def model_class(cls: Any) -> ModelClass:
     """Look at a chat-model class, the first time it is seen."""
-    known = _classes.get(cls)
-    if known is None:
-        fields = getattr(cls, "model_fields", {})
+    fields = getattr(cls, "model_fields", {})
 
-        def present(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(name for name in names if name in fields or hasattr(cls, name))
+    def present(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in fields or hasattr(cls, name))
 
-        owner = next(base for base in cls.__mro__ if "_get_ls_params" in vars(base))
-        known = _classes[cls] = ModelClass(
-            says_itself=owner.__module__ != _FALLBACK_MODULE,
-            parameters=tuple((parameter, present(parameter.names)) for parameter in _PARAMETERS),
-            url_fields=present(_URL_FIELDS),
-        )
-    return known
+    owner = next(base for base in cls.__mro__ if "_get_ls_params" in vars(base))
+    return ModelClass(
+        says_itself=owner.__module__ != _FALLBACK_MODULE,
+        parameters=tuple((*parameter, present(parameter.names)) for parameter in _PARAMETERS),
+        url_fields=present(_URL_FIELDS),
+    )
 
 
 def server(model: Any, known: ModelClass) -> tuple[str | None, int | None]:
@@ -105,9 +103,10 @@ def add_parameters(
 
     `params` are LangChain's `ls_*` parameters, which already weigh one against the other.
     """
-    for (attribute, listed, names, types), present in known.parameters:
+    is_asked = not call.keys().isdisjoint(_ASKED)
+    for attribute, listed, names, types, present in known.parameters:
         value = params.get(listed)
-        if call:
+        if is_asked:
             for name in names:
                 value = call.get(name, value)
         if value is None:
@@ -115,12 +114,17 @@ def add_parameters(
                 value = getattr(model, name, None)
                 if value is not None:
                     break
-        if value is not None and isinstance(value, types) and not isinstance(value, bool):
+        if value is not None and isinstance(value, types) and value.__class__ is not bool:
             attributes[attribute] = cast("AttributeValue", value)
     if stop := call.get("stop") or params.get("ls_stop"):
         attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (
             [stop] if isinstance(stop, str) else [str(text) for text in stop]
         )
+    if is_asked:
+        _add_shape(attributes, call)
+
+
+def _add_shape(attributes: dict[str, AttributeValue], call: Mapping[str, Any]) -> None:
     response_format = call.get("response_format")
     if isinstance(response_format, dict) and "json" in str(response_format.get("type")):
         attributes[semconv.GEN_AI_OUTPUT_TYPE] = "json"

@@ -49,7 +49,7 @@ class ToolRun(Unit):
             f"{semconv.OP_EXECUTE_TOOL} {name}",
             attributes,
             context=context,
-            frame=Frame(scope, conversation_id=conversation_id, agent_name=agent_name, tool=name),
+            frame=Frame(scope, conversation_id, agent_name, tool=name),
             outer=outer,
         )
         if content.rules() is not None:
