@@ -93,9 +93,12 @@ def dashboard() -> builders.Dashboard:
         .with_panel(
             lines(
                 "Taken",
-                "Items a second from senders, by signal.",
+                "Items a second, by Collector and signal. Gateways take what agents took.",
                 *(
-                    query(f"sum(rate(otelcol_receiver_accepted_{signal}[{RATE}]))", name)
+                    query(
+                        f"sum by (instance) (rate(otelcol_receiver_accepted_{signal}[{RATE}]))",
+                        f"{{{{instance}}}} {name}",
+                    )
                     for signal, name in _SIGNALS.items()
                 ),
                 unit=PER_SECOND,
@@ -162,6 +165,42 @@ def dashboard() -> builders.Dashboard:
                     "sum by (exporter)"
                     f" (rate(instance_exporter:otelcol_exporter_lost:total[{RATE}]))",
                     "{{exporter}}",
+                ),
+                unit=PER_SECOND,
+                width=8,
+            )
+        )
+    )
+    tail = "otelcol_processor_tail_sampling"
+    made = (
+        made.with_row(builders.Row("Tail sampling: gateways only"))
+        .with_panel(
+            lines(
+                "Decided",
+                "Traces a second that are kept and left out.",
+                query(
+                    f"sum by (decision) (rate({tail}_global_count_traces_sampled[{RATE}]))",
+                    "{{decision}}",
+                ),
+                unit=PER_SECOND,
+                width=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Waiting for a decision",
+                "Traces in memory, by gateway; at TAIL_NUM_TRACES senders have to wait.",
+                query(f"sum by (instance) ({tail}_sampling_traces_on_memory)", "{{instance}}"),
+                width=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Dropped undecided",
+                "Traces a second that left memory before their decision: more memory, or gateways.",
+                query(
+                    f"sum by (instance) (rate({tail}_sampling_trace_dropped_too_early[{RATE}]))",
+                    "{{instance}}",
                 ),
                 unit=PER_SECOND,
                 width=8,

@@ -1,7 +1,8 @@
-"""An agent with every defect that an alert is there for, as a process: `broken_agent.py PORT`.
+"""An agent with every defect that an alert is there for: `broken_agent.py PORT [--well]`.
 
 It blocks its event loop inside a deadline, burns tokens of an expensive model, and sends what it
-records to a Collector that refuses it. Its telemetry is the real one; /metrics is on PORT.
+records to a Collector that refuses it. Its telemetry is the real one; /metrics is on PORT. With
+`--well` it only answers for the workers that share its PROMETHEUS_MULTIPROC_DIR.
 """
 
 import asyncio
@@ -52,6 +53,8 @@ def main() -> None:
     setup("broken-agent")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Metrics)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    if "--well" in sys.argv:
+        threading.Event().wait()
     threading.Thread(target=burn, daemon=True).start()
     asyncio.run(block())
 

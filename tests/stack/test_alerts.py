@@ -17,9 +17,6 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from tests.stack.faults import Faulty, faulty_service
 from tests.stack.programs import (
@@ -35,6 +32,7 @@ from tests.stack.programs import (
     prometheus,
     together,
 )
+from tests.stack.sending import old_line, spans
 from tests.stack.waiting import data, eventually
 
 DEADLINE_S = 12  # over the limit of p95, which is 10
@@ -78,8 +76,22 @@ class World:
     tight: Collector
     """A Collector whose memory limit is always reached."""
     folder: Path
+    others: list[Program]
+    """Processes that are broken by birth."""
     faulty: Faulty | None = None
-    broken: Program | None = None
+
+    def agent(self, name: str, port: int, *arguments: str, **env: str) -> Program:
+        """Start tests/stack/broken_agent.py; it sends to the Collector that refuses."""
+        program = Program(
+            name,
+            [sys.executable, "-m", "tests.stack.broken_agent", str(port), *arguments],
+            self.folder,
+            f"http://127.0.0.1:{port}/metrics",
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": self.tight.http} | env,
+        )
+        self.others.append(program)
+        program.start()
+        return program
 
     def firing(self, name: str | None = None, **labels: str) -> list[dict[str, Any]]:
         """Alerts that fire, by name and by labels."""
@@ -98,38 +110,6 @@ class World:
 
     def clears(self, name: str, **labels: str) -> None:
         eventually(lambda: not self.firing(name, **labels), f"{name} clears", within_s=WITHIN_S)
-
-
-def old_lines(otlp: Collector) -> None:
-    """Log lines of last year, which Loki refuses for good."""
-    request = ExportLogsServiceRequest()
-    record = request.resource_logs.add().scope_logs.add().log_records.add()
-    record.time_unix_nano = int((time.time() - 365 * 86_400) * 1e9)
-    record.body.string_value = "去年的一行"
-    post(otlp, "logs", request.SerializeToString())
-
-
-def large_spans(otlp: Collector) -> None:
-    """A request of some 100 kB."""
-    request = ExportTraceServiceRequest()
-    spans = request.resource_spans.add().scope_spans.add().spans
-    for number in range(10):
-        span = spans.add(name="large", trace_id=bytes(15) + b"\1", span_id=bytes(7) + b"\1")
-        span.start_time_unix_nano = span.end_time_unix_nano = time.time_ns()
-        text = AnyValue(string_value="大" * 3_300)
-        span.attributes.append(KeyValue(key=f"note.{number}", value=text))
-    post(otlp, "traces", request.SerializeToString())
-
-
-def post(otlp: Collector, signal: str, body: bytes) -> None:
-    answer = httpx2.post(
-        f"{otlp.http}/v1/{signal}",
-        content=body,
-        headers={"Content-Type": "application/x-protobuf"},
-        timeout=30,
-        trust_env=False,
-    )
-    assert answer.status_code == 200, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +131,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ):
         metrics.scrape(job, httpx2.URL(url).netloc.decode())
     with together(metrics, logs, traces, otlp):
-        here = World(metrics, traces, otlp, tight, folder)
+        here = World(metrics, traces, otlp, tight, folder, [])
         with faulty_service(folder / "service", otlp.http, AGENT_DEADLINE_S=str(DEADLINE_S)) as it:
             here.faulty = it
             yield here
-        for program in (here.broken, tight):
-            if program is not None:
-                program.stop()
+        for program in (*here.others, tight):
+            program.stop()
 
 
 @pytest.fixture(scope="module")
@@ -194,15 +173,9 @@ def broken(healthy: World) -> Iterator[World]:
     world.tight.start()
     world.prometheus.scrape("otel-collector", httpx2.URL(world.tight.metrics_url).netloc.decode())
     port = free_port()
-    world.broken = Program(
-        "broken-agent",
-        [sys.executable, "-m", "tests.stack.broken_agent", str(port)],
-        world.folder,
-        f"http://127.0.0.1:{port}/metrics",
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": world.tight.http, "SPANLOOM_INFLIGHT_AFTER": "1"},
-    )
-    world.broken.start()
+    world.agent("broken-agent", port)
     world.prometheus.scrape("broken-agent", f"127.0.0.1:{port}")
+    freeze_a_worker(world)
 
     with ThreadPoolExecutor(4) as pool:  # three who wait until the deadline
         faulty.model.mode = "hang"
@@ -218,7 +191,7 @@ def broken(healthy: World) -> Iterator[World]:
         while not done.wait(2):
             faulty.refused()
             faulty.service.ask("What is 5/0?")
-            old_lines(world.collector)
+            old_line(world.collector)
 
     with ThreadPoolExecutor(1) as pool:
         traffic = pool.submit(go_on)
@@ -226,6 +199,22 @@ def broken(healthy: World) -> Iterator[World]:
         yield world
         done.set()
         traffic.result()
+
+
+def freeze_a_worker(world: World) -> None:
+    """Two workers that answer for each other; the one with an open span stops for good."""
+    shared = {"PROMETHEUS_MULTIPROC_DIR": str(world.folder / "workers")}
+    port, unused = free_port(), free_port()
+    hung = world.agent("hung-worker", unused, **shared)
+    world.agent("well-worker", port, "--well", **shared)
+
+    def began() -> bool:
+        text = httpx2.get(f"http://127.0.0.1:{port}", timeout=30, trust_env=False).text
+        return re.search(r"^spanloom_telemetry_open_spans [1-9]", text, re.MULTILINE) is not None
+
+    eventually(began, "an open span of the worker")
+    hung.freeze()
+    world.prometheus.scrape("workers", f"127.0.0.1:{port}")
 
 
 def fill(world: World) -> None:
@@ -241,7 +230,7 @@ def fill(world: World) -> None:
     while not nearly_full():
         assert time.monotonic() < end, f"{sent} requests did not fill the queue"
         if sent * 100_000 < QUEUE_BYTES * 0.8:
-            large_spans(world.collector)
+            spans(world.collector, note_bytes=10_000)
             sent += 1
         else:
             time.sleep(1)
@@ -282,6 +271,13 @@ def test_an_alert_fires_on_its_fault(broken: World, name: str) -> None:
     assert said["runbook_url"] == f"docs/runbook.md#{name.lower()}"
     assert "{{" not in said["summary"]
     assert "<no value>" not in said["summary"]
+
+
+def test_a_worker_that_hangs_is_reported_by_the_one_that_does_not(broken: World) -> None:
+    """It runs no code any more: the begin of its span speaks for it, read by another process."""
+    alert = broken.fires("SpanOpenTooLong", job="workers")
+    assert float(alert["value"]) > 60
+    assert not broken.firing("TargetDown", job="workers")
 
 
 def test_alerts_end_with_their_fault(broken: World) -> None:

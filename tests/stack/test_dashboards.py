@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from tests.stack.faults import Faulty, faulty_service
-from tests.stack.programs import ROOT, Stack, binary
+from tests.stack.programs import ROOT, Stack, binary, collector
+from tests.stack.sending import spans
 from tests.stack.waiting import data, eventually
 
 FILES = sorted((ROOT / "grafana/dashboards").glob("*.json"))
@@ -102,7 +103,12 @@ def values(series: dict[str, Any]) -> list[float]:
 def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Traffic with everything in it that the dashboards are there to show."""
     folder = tmp_path_factory.mktemp("faulty")
-    with faulty_service(folder, stack.collector.http) as faulty:
+    gateway = collector(
+        folder, stack.jaeger, stack.prometheus,
+        config=ROOT / "deploy/collector/gateway.yaml", name="gateway", TAIL_DECISION_WAIT="3s",
+    )  # fmt: skip
+    with gateway, faulty_service(folder, stack.collector.http) as faulty:
+        stack.prometheus.scrape("otel-collector", httpx2.URL(gateway.metrics_url).netloc.decode())
         address = faulty.service.api.removeprefix("http://")
         stack.prometheus.scrape("agent-api", address, file="agent-api.yml")
         started = time.time()
@@ -110,6 +116,7 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Liv
             faulty.good()
             faulty.refused()
             faulty.timed_out()
+            spans(gateway)
             time.sleep(3)  # a scrape, or two, of what this wave has counted
         yield Live(stack, faulty, started)
 
@@ -199,7 +206,7 @@ def tags(mapping: list[dict[str, str]], attributes: dict[str, str]) -> str:
     )
 
 
-def spans(live: Live, trace_id: str) -> list[dict[str, str]]:
+def attributes_of(live: Live, trace_id: str) -> list[dict[str, str]]:
     """Attributes of each span of a trace, its service's name among them."""
     url = f"{live.stack.jaeger.url}/api/traces/{trace_id}"
     answer = httpx2.get(url, timeout=30, trust_env=False)
@@ -218,7 +225,9 @@ def one_span(live: Live, question: str, key: str, value: str) -> dict[str, str]:
     """The span of a new trace that has an attribute; the trace may arrive in parts."""
     trace_id, _ = live.faulty.service.ask(question)
     return eventually(
-        lambda: next((span for span in spans(live, trace_id) if span.get(key) == value), {}),
+        lambda: next(
+            (span for span in attributes_of(live, trace_id) if span.get(key) == value), {}
+        ),
         f"{key}={value} of {trace_id} in Jaeger",
     )
 
