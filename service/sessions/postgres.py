@@ -1,7 +1,7 @@
 """Session memory in PostgreSQL, for any number of workers on any number of hosts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -48,6 +48,17 @@ class _GuardedSaver(AsyncPostgresSaver):
         """Store a checkpoint, unless the conversation was lost meanwhile."""
         await self._locks.confirm(config["configurable"]["thread_id"])
         return await super().aput(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store what a run that failed had done of its last step, under the same condition."""
+        await self._locks.confirm(config["configurable"]["thread_id"])
+        await super().aput_writes(config, writes, task_id, task_path)
 
 
 class PostgresSessions:

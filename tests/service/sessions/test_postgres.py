@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 
 from service.errors import ConfigurationError, DependencyUnavailableError
 from service.sessions import Sessions, open_sessions
@@ -145,8 +146,13 @@ async def test_waiters_outlive_a_connection_that_breaks(
         assert ask(url, LOCKERS) == 2
         async with asyncio.timeout(WAIT_S):
             await waiting
+        config = {
+            "configurable": {"thread_id": "thread", "checkpoint_ns": "", "checkpoint_id": "1"}
+        }
         with pytest.raises(DependencyUnavailableError):
-            await one.checkpointer.aput({"configurable": {"thread_id": "thread"}}, {}, {}, {})  # type: ignore[typeddict-item]
+            await one.checkpointer.aput(config, empty_checkpoint(), {}, {})
+        with pytest.raises(DependencyUnavailableError):
+            await one.checkpointer.aput_writes(config, [("notes", "late")], "task")
 
 
 async def test_a_server_that_is_away_is_said_at_once_and_found_when_it_is_back(
