@@ -33,9 +33,10 @@ from spanloom.telemetry.spool import Spool
 
 RUNS_PER_BATCH = {10: 20, 100: 3, 1000: 1}
 WARM_UP = {10: 60, 100: 7, 1000: 1}
-"""Runs before each batch that are not measured. To instrument changes classes, and Python then has
+"""Runs after each switch that are not measured. To instrument changes classes, and Python then has
 to find out anew what it had cached of them, which takes it about 60 passes of the same code; a
 process is instrumented once, so that is no part of what a run costs."""
+ROUNDS_BETWEEN_SWITCHES = 6
 LEAST_ROUNDS = 5
 SPOOL_BYTES = 64 * 1024 * 1024
 
@@ -144,7 +145,7 @@ class Bench:
         self._by_hand = Workload(ByHand(tracer, spans=spans), spans=spans, state_bytes=state_bytes)
 
     def measure(self) -> Rounds:
-        """Alternate shuffled batches until the time is over."""
+        """Alternate shuffled batches, with and without our instrumentation, until time is over."""
         with our_provider(self._extras) as (ours, exporter), asyncio.Runner() as runner:
             self._same_spans(runner, ours, exporter)
 
@@ -161,14 +162,19 @@ class Bench:
 
             found: dict[str, list[float]] = {"nothing": [], "by_hand": [], "ours": []}
             chance = random.Random(1)
+            without = [("nothing", no_tracing), ("by_hand", by_hand)]
+            halves = [without, [("ours", spanloom)]]
             end = time.monotonic() + self._seconds
             while time.monotonic() < end or len(found["ours"]) < LEAST_ROUNDS:
-                order = [("nothing", no_tracing), ("by_hand", by_hand), ("ours", spanloom)]
-                chance.shuffle(order)
-                for name, batch in order:
-                    with instrumented(ours) if name == "ours" else contextlib.nullcontext():
-                        batch(self._warm_up)
-                        found[name].append(_cpu(batch, self._runs))
+                chance.shuffle(halves)
+                for half in halves:
+                    with instrumented(ours) if half is not without else contextlib.nullcontext():
+                        for _, batch in half:
+                            batch(self._warm_up)
+                        for _ in range(ROUNDS_BETWEEN_SWITCHES):
+                            chance.shuffle(half)
+                            for name, batch in half:
+                                found[name].append(_cpu(batch, self._runs))
         self._hand_provider.shutdown()
         return Rounds(**found)
 
