@@ -120,6 +120,33 @@ if _shared is not None:
 _oldest_open_span.set(math.inf)
 
 
+class _Children:
+    """The children of a counter, kept: to look one up takes longer than to count.
+
+    As many as the counter keeps itself, which `_Labels` bounds.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._kept: dict[tuple[str, ...], Counter] = {}
+
+    def __call__(self, *labels: str) -> Counter:
+        """The child with these label values, in the order of the counter's label names."""
+        child = self._kept.get(labels)
+        if child is None:
+            child = self._kept[labels] = self._counter.labels(*labels)
+        return child
+
+
+_requests_of: Final = _Children(_requests)
+_tool_calls_of: Final = _Children(_tool_calls)
+_tokens_of: Final = _Children(_tokens)
+_llm_calls_of: Final = _Children(_llm_calls)
+_cost_of: Final = _Children(_cost)
+_step_tokens_of: Final = _Children(_step_tokens)
+_step_cost_of: Final = _Children(_step_cost)
+
+
 class _Labels:
     """Keeps one label's distinct values below a limit, whatever callers and models invent."""
 
@@ -167,9 +194,9 @@ def _never_raises() -> Iterator[None]:
         _logger.debug("a measurement was not recorded", exc_info=True)
 
 
-def _count(counter: Counter, amount: float) -> None:
+def _count(counter: Counter, amount: float, exemplar: dict[str, str] | None) -> None:
     try:
-        counter.inc(amount, exemplar=current_exemplar())
+        counter.inc(amount, exemplar)
     except ValueError:  # the exemplar is refused, the number is not
         counter.inc(amount)
 
@@ -190,12 +217,13 @@ def record_request(endpoint: str, status: str, seconds: float) -> None:
     with _never_raises():
         endpoint = _endpoint(endpoint)
         status = _status(status)
-        _count(_requests.labels(status=status, endpoint=endpoint), 1)
+        exemplar = current_exemplar()
+        _count(_requests_of(status, endpoint), 1, exemplar)
         if not seconds >= 0:  # NaN too: one would make the whole exposition unreadable
             return
         histogram = _latency.labels(endpoint=endpoint)
         try:
-            histogram.observe(seconds, exemplar=current_exemplar())
+            histogram.observe(seconds, exemplar)
         except ValueError:
             histogram.observe(seconds)
         instruments = genai_metrics.instruments()
@@ -251,17 +279,18 @@ def record_llm(
     """
     with _never_raises():
         model = _model(response_model or request_model)
+        exemplar = current_exemplar()
         if input_tokens:
-            _count(_tokens.labels(model=model, type="input"), input_tokens)
+            _count(_tokens_of(model, "input"), input_tokens, exemplar)
         if output_tokens:
-            _count(_tokens.labels(model=model, type="output"), output_tokens)
+            _count(_tokens_of(model, "output"), output_tokens, exemplar)
         # The model as it was asked for: who is refused learns of no other name.
         asked = _model(request_model or response_model)
         status = _llm_status(status)
         _begin_at_zero(_llm_calls, asked, (*_FAILURES, semconv.STATUS_RATE_LIMIT))
-        _count(_llm_calls.labels(asked, status), 1)
+        _count(_llm_calls_of(asked, status), 1, exemplar)
         genai_metrics.instruments().llm_calls.add(1, {"model": asked, "status": status})
-        _record_bill(model, bill, input_tokens, output_tokens)
+        _record_bill(model, bill, input_tokens, output_tokens, exemplar)
         genai_metrics.record_model_call(
             genai_metrics.ModelCall(
                 provider=provider,
@@ -284,18 +313,22 @@ def record_llm(
 
 
 def _record_bill(
-    model: str, bill: Bill, input_tokens: int | None, output_tokens: int | None
+    model: str,
+    bill: Bill,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    exemplar: dict[str, str] | None,
 ) -> None:
     node, tool = _node(bill.node or NOBODY), _tool(bill.tool or NOBODY)
     instruments = genai_metrics.instruments()
     for kind, amount in (("input", input_tokens), ("output", output_tokens)):
         if amount:
-            _count(_step_tokens.labels(node, tool, kind), amount)
+            _count(_step_tokens_of(node, tool, kind), amount, exemplar)
             instruments.step_tokens.add(amount, {"node": node, "tool": tool, "type": kind})
     if bill.cost_usd is not None:
         dollars = float(bill.cost_usd)
-        _count(_cost.labels(model), dollars)
-        _count(_step_cost.labels(node, tool), dollars)
+        _count(_cost_of(model), dollars, exemplar)
+        _count(_step_cost_of(node, tool), dollars, exemplar)
         instruments.cost.add(dollars, {"model": model})
         instruments.step_cost.add(dollars, {"node": node, "tool": tool})
 
@@ -306,7 +339,7 @@ def record_tool(*, tool: str, status: str, seconds: float, error_type: str | Non
         tool = _tool(tool)
         status = _tool_status(status)
         _begin_at_zero(_tool_calls, tool, _FAILURES)
-        _count(_tool_calls.labels(tool=tool, status=status), 1)
+        _count(_tool_calls_of(tool, status), 1, current_exemplar())
         instruments = genai_metrics.instruments()
         instruments.tool_calls.add(1, {"tool": tool, "status": status})
         instruments.execute_tool.record(
