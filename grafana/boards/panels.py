@@ -266,6 +266,7 @@ def traces_link(title: str, **search: str) -> builders.DashboardLink:
 
 
 def _variable(name: str, label: str, metric: str, of: str) -> builders.QueryVariable:
+    """A choice of one of the values that a label has."""
     return (
         builders.QueryVariable(name)
         .label(label)
@@ -279,7 +280,13 @@ def _variable(name: str, label: str, metric: str, of: str) -> builders.QueryVari
         )
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
+    )
+
+
+def _all_of(variable: builders.QueryVariable) -> builders.QueryVariable:
+    """The same with several values at once, all of them unless chosen otherwise."""
+    return (
+        variable.multi(True)
         .include_all(True)
         .all_value(".+")
         .current(models.VariableOption(selected=True, text="All", value="$__all"))
@@ -299,7 +306,9 @@ def board(uid: str, title: str, says: str) -> builders.Dashboard:
         .refresh("30s")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .with_variable(_variable("agent", "Agent", "agent_requests_total", "job"))
-        .with_variable(_variable("service", "Services", f"{RED}_calls_total", "service_name"))
+        .with_variable(
+            _all_of(_variable("service", "Services", f"{RED}_calls_total", "service_name"))
+        )
         .link(
             builders.DashboardLink("Dashboards")
             .type(models.DashboardLinkType.DASHBOARDS)

@@ -48,7 +48,7 @@ def dashboard() -> builders.Dashboard:
         .with_panel(
             number(
                 "Errors",
-                "Share of answers with 500 and above, over 5 minutes; of the worst agent.",
+                "Share of answers with 500 and above, over 5 minutes.",
                 query(f"max(job:agent_requests:error_ratio5m{{{AGENT}}})"),
                 unit=RATIO,
                 bad_from=limit("agent:limit:error_ratio"),
@@ -58,7 +58,7 @@ def dashboard() -> builders.Dashboard:
         .with_panel(
             number(
                 "p95",
-                "One request in twenty takes longer; over 5 minutes, of the worst agent.",
+                "One request in twenty takes longer; over 5 minutes.",
                 query(f"max(job:agent_latency_seconds:p95_5m{{{AGENT}}})"),
                 unit=SECONDS,
                 bad_from=limit("agent:limit:latency_seconds"),

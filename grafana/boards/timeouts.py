@@ -29,8 +29,7 @@ from grafana.boards.panels import (
 
 _DURATION = f"{RED}_duration_seconds"
 PARTS = {
-    "LLM": "chat|text_completion|generate_content",
-    "embeddings": "embeddings",
+    "LLM": "chat|text_completion|generate_content|embeddings",
     "retrieval": "retrieval",
     "rerank": "rerank",
     "tool": "execute_tool",
@@ -55,7 +54,7 @@ def _spent(part: str, window: str) -> str:
         nodes = f"sum(rate({_DURATION}_sum{{{_operations('invoke_node')}}}[{window}]))"
         named = "|".join(PARTS.values())
         inside = f"sum(rate({_DURATION}_sum{{{_operations(named)}}}[{window}]))"
-        return f"clamp_min({nodes} - {inside}, 0)"
+        return f"clamp_min({nodes} - ({inside} or vector(0)), 0)"
     return f"sum(rate({_DURATION}_sum{{{_operations(PARTS[part])}}}[{window}]))"
 
 
@@ -63,7 +62,7 @@ def _each_request(part: str, window: str) -> str:
     return f"{_spent(part, window)} / sum(rate(agent_requests_total{{{AGENT}}}[{window}]))"
 
 
-_SHOWN = ("LLM", "retrieval", "rerank", "tool", QUEUE)
+_SHOWN = (*PARTS, QUEUE)
 
 
 def dashboard() -> builders.Dashboard:

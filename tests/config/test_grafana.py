@@ -248,6 +248,20 @@ def test_the_dashboards_that_alerts_point_to_exist() -> None:
     assert pointed == {f"/d/{uid}" for uid in uids}
 
 
+def test_the_documentation_names_every_dashboard() -> None:
+    text = (ROOT / "docs/dashboards.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(spanloom-\w+)`", text)) == {file.stem for file in FILES}
+
+
+def test_a_link_to_jaeger_has_one_service_in_it() -> None:
+    """Jaeger knows no patterns: with several agents at once the search would find nothing."""
+    for file in FILES:
+        variables = {v["name"]: v for v in dashboard(file)["templating"]["list"]}
+        assert not variables["agent"].get("multi")
+        assert not variables["agent"].get("includeAll")
+        assert variables["service"]["allValue"] == ".+"
+
+
 def test_the_limits_on_show_are_those_of_the_alerts() -> None:
     lines = 0
     for _, panel, target in targets():
