@@ -158,6 +158,7 @@ def number(
     width: int = 4,
 ) -> stat.Panel:
     """The newest value, large; red from `bad_from` on."""
+    target = target.exemplar(False)  # there is no axis to draw them on
     steps = [models.Threshold(value=None, color="green")]
     if bad_from is not None:
         steps.append(models.Threshold(value=bad_from, color="red"))
@@ -205,7 +206,8 @@ def rows(
     """A table of instant queries joined by their labels; each has one column of values."""
     panel = _with(
         _placed(table.Panel(), title, says, width=width, height=8, source=PROMETHEUS), targets
-    ).unit(unit)
+    )
+    panel = panel.unit(unit).show_header(True)
     panel = panel.with_transformation(
         models.DataTransformerConfig(id_val="merge", options={})
     ).with_transformation(

@@ -125,6 +125,7 @@ def test_a_dashboard_is_complete(file: Path) -> None:
     for panel in panels(board):
         assert panel["title"]
         assert len(panel["description"]) > 10, panel["title"]
+        assert isinstance(panel["options"], dict), panel["title"]
         references = [target["refId"] for target in panel["targets"]]
         assert references == sorted(set(references))
         assert references, panel["title"]
@@ -186,7 +187,9 @@ def test_every_latency_panel_has_exemplars_and_none_asks_for_those_of_a_recorded
     for name, panel, target in targets():
         expr = target["expr"]
         where = f"{name}: {panel['title']}"
-        if "_bucket{" in expr or panel["type"] == "heatmap":
+        if panel["type"] == "stat":
+            assert not target["exemplar"], where
+        elif "_bucket{" in expr or panel["type"] == "heatmap":
             assert target["exemplar"] is True, where
         if target.get("exemplar"):
             with_exemplars += 1
