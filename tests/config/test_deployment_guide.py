@@ -38,6 +38,16 @@ def test_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
+    "place", ["docker-compose.yml", "deploy/k8s", "deploy/cloudrun", "deploy/modal"]
+)
+def test_it_links_the_files_of_a_place_as_soon_as_there_are_some(place: str) -> None:
+    """And names none that is not there."""
+    assert (f"](../{place}" in GUIDE) == (ROOT / place).exists(), (
+        f"link ../{place} in docs/deployment.md, in the section of its place"
+    )
+
+
+@pytest.mark.parametrize(
     ("provider", "model", "dollars"),
     [
         ("openai", "gpt-4o-mini", "0.0012"),
