@@ -52,3 +52,19 @@ def test_a_server_is_called_by_its_address_alone(tmp_path: Path, scheme: str) ->
     assert store.parameters["sslmode"] == "require"
     assert "hunter2" not in repr(store)
     assert store.without_password("no hunter2@密 here") == "no *** here"
+
+
+@pytest.mark.parametrize("missing", ["psycopg", "psycopg_pool", "langgraph.checkpoint.postgres"])
+def test_a_missing_extra_is_one_sentence(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where spanloom[postgres] is not installed, or half of it."""
+    monkeypatch.setattr(
+        "service.sessions.address.find_spec", lambda name: None if name == missing else object()
+    )
+    settings = settings_for(tmp_path, database_url="postgresql://user:hunter2@host/db")
+
+    with pytest.raises(ConfigurationError, match=r"pip install 'spanloom\[postgres\]'") as refusal:
+        session_store(settings)
+
+    assert "hunter2" not in str(refusal.value)
