@@ -317,6 +317,20 @@ def test_jaegers_page_links_to_the_data_sources_by_their_uids() -> None:
     assert uids <= sources().keys()
 
 
+def test_jaegers_page_links_to_dashboards_that_exist_around_the_time_of_the_trace() -> None:
+    patterns = json.loads((ROOT / "jaeger/ui.json").read_text(encoding="utf-8"))["linkPatterns"]
+    found = set()
+    for pattern in patterns:
+        if match := re.search(r"/d/([\w-]+)\?from=#\{(\S+) .*&to=#\{(\S+) ", pattern["url"]):
+            uid, start, end = match.groups()
+            prefix = "" if pattern["type"] == "traces" else "trace."
+            assert (start, end) == (f"{prefix}startTime", f"{prefix}endTime")
+            assert pattern.get("key", semconv.SPANLOOM_COST_USD) in vars(semconv).values()
+            found.add(uid)
+    assert found == {"spanloom-timeouts", "spanloom-agent", "spanloom-cost"}
+    assert found <= {file.stem for file in FILES}
+
+
 def test_an_exemplar_opens_its_trace() -> None:
     (destination,) = sources()["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
     assert destination["name"] == semconv.LOG_TRACE_ID
