@@ -9,6 +9,12 @@ import httpx2
 
 T = TypeVar("T")
 
+# One for all, or each call would load the system's certificates; without connections kept open,
+# because programs are stopped here.
+_client = httpx2.Client(
+    limits=httpx2.Limits(max_keepalive_connections=0), timeout=60, trust_env=False
+)
+
 SHOWN_S = 90
 """Longest wait for something to appear: retries wait up to 30 s on a busy machine."""
 
@@ -31,7 +37,7 @@ def eventually(look: Callable[[], T], is_right: Callable[[T], bool], what: str) 
 
 def jaeger_trace(url: str, trace_id: str) -> dict[str, Any] | None:
     """One trace in Jaeger's own JSON, None where it has none."""
-    answer = httpx2.get(f"{url}/api/traces/{trace_id}", timeout=30)
+    answer = _client.get(f"{url}/api/traces/{trace_id}")
     if answer.status_code == 404:
         return None
     answer.raise_for_status()
@@ -41,10 +47,9 @@ def jaeger_trace(url: str, trace_id: str) -> dict[str, Any] | None:
 
 def jaeger_span_ids(url: str, service: str, *, limit: int = 20_000) -> list[str]:
     """Every span of a service's newest traces, as often as Jaeger has it."""
-    answer = httpx2.get(
+    answer = _client.get(
         f"{url}/api/traces",
         params={"service": service, "limit": limit, "lookback": "2d"},
-        timeout=60,
     )
     answer.raise_for_status()
     return [span["spanID"] for trace in answer.json()["data"] for span in trace["spans"]]
@@ -52,12 +57,12 @@ def jaeger_span_ids(url: str, service: str, *, limit: int = 20_000) -> list[str]
 
 def jaeger_services(url: str) -> set[str]:
     """Names of all services that have spans."""
-    return set(httpx2.get(f"{url}/api/services", timeout=30).json()["data"] or [])
+    return set(_client.get(f"{url}/api/services").json()["data"] or [])
 
 
 def prometheus(url: str, query: str) -> list[dict[str, Any]]:
     """An instant query's series."""
-    answer = httpx2.get(f"{url}/api/v1/query", params={"query": query}, timeout=30)
+    answer = _client.get(f"{url}/api/v1/query", params={"query": query})
     answer.raise_for_status()
     found: list[dict[str, Any]] = answer.json()["data"]["result"]
     return found
@@ -73,10 +78,9 @@ def prometheus_value(url: str, query: str) -> float:
 def prometheus_exemplars(url: str, query: str) -> list[dict[str, Any]]:
     """Every exemplar of a query's series in the last two hours, with its series' labels."""
     now = time.time()
-    answer = httpx2.get(
+    answer = _client.get(
         f"{url}/api/v1/query_exemplars",
         params={"query": query, "start": now - 7_200, "end": now + 60},
-        timeout=30,
     )
     answer.raise_for_status()
     return [
@@ -89,7 +93,7 @@ def prometheus_exemplars(url: str, query: str) -> list[dict[str, Any]]:
 def loki_entries(url: str, query: str, *, hours: float = 30) -> list[tuple[str, dict[str, str]]]:
     """Lines with their labels and structured metadata, up to 5,000."""
     now = time.time_ns()
-    answer = httpx2.get(
+    answer = _client.get(
         f"{url}/loki/api/v1/query_range",
         params={
             "query": query,
@@ -97,7 +101,6 @@ def loki_entries(url: str, query: str, *, hours: float = 30) -> list[tuple[str, 
             "start": now - int(hours * 3600e9),
             "end": now + 60_000_000_000,
         },
-        timeout=60,
     )
     answer.raise_for_status()
     found: list[tuple[str, dict[str, str]]] = []
@@ -113,7 +116,7 @@ def loki_lines(url: str, service: str) -> list[str]:
 
 def own_metrics(url: str) -> dict[str, float]:
     """The Collector's own metrics summed over their labels' values, by name."""
-    text = httpx2.get(url, timeout=10).text
+    text = _client.get(url).text
     found: dict[str, float] = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):

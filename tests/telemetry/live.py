@@ -1,5 +1,6 @@
 """A real OTLP receiver on loopback, and a real service process to watch."""
 
+import gzip
 import http.server
 import json
 import os
@@ -56,6 +57,8 @@ class Receiver:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers["Content-Encoding"] == "gzip":
+                    body = gzip.decompress(body)
                 receiver.requests.append({k.lower(): v for k, v in self.headers.items()})
                 receiver.take(self.path, body)
                 self.send_response(200)
