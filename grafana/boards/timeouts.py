@@ -59,7 +59,7 @@ def _spent(part: str, window: str) -> str:
 
 
 def _each_request(part: str, window: str) -> str:
-    return f"{_spent(part, window)} / sum(rate(agent_requests_total{{{AGENT}}}[{window}]))"
+    return f"{_spent(part, window)} / (sum(rate(agent_requests_total{{{AGENT}}}[{window}])) > 0)"
 
 
 _SHOWN = (*PARTS, QUEUE)
