@@ -162,3 +162,20 @@ def test_dimensions_are_names_of_the_code() -> None:
     dimensions = configuration(SINGLE)["connectors"]["span_metrics"]["dimensions"]
 
     assert [d["name"] for d in dimensions if d["name"] not in NAMES.values()] == []
+
+
+def test_the_table_of_settings_has_every_variable_with_its_default() -> None:
+    """README.md against all files, both ways."""
+    folder = ROOT / "deploy/collector"
+    in_files: dict[str, set[str]] = {}
+    for path in (ROOT / SINGLE, *folder.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        for name, default in re.findall(r"\$\{env:(\w+)(?::-([^}]*))?\}", text):
+            in_files.setdefault(name, set()).update({default} - {""})
+
+    settings = (folder / "README.md").read_text(encoding="utf-8").partition("## Settings")[2]
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", settings, flags=re.MULTILINE)
+    in_table = {name: set(re.findall(r"`([^`]+)`", cell)) for name, cell in rows}
+
+    assert len(in_files) > 25
+    assert in_table == in_files
