@@ -30,9 +30,7 @@ def server(tmp_path: Path) -> Iterator[Client]:
 
 @pytest.fixture
 def page(driver: webdriver.Chrome, server: Client) -> Page:
-    made = Page(driver, server)
-    made.problems()
-    return made
+    return Page(driver, server)
 
 
 def now(event: LogEvent, begun_ns: int) -> LogEvent:
