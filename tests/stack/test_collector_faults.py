@@ -16,9 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import grpc
 import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from tests.stack import queries
 from tests.stack.programs import ROOT, Collector, Jaeger, Loki, Program, Prometheus, collector
@@ -153,9 +155,11 @@ def test_prometheus_has_the_points_of_the_time_it_was_away(stack: Stack, shop: S
     counter.add(1)
     shop.flush()
     stack.prometheus.stop()
+    meanwhile = set()
     for _ in range(4):
-        with shop.tracer.start_as_current_span("step"):
+        with shop.tracer.start_as_current_span("step") as span:
             counter.add(1)
+        meanwhile.add(f"{span.get_span_context().trace_id:032x}")
         shop.flush()
         time.sleep(1.1)
     stack.prometheus.start()
@@ -167,19 +171,37 @@ def test_prometheus_has_the_points_of_the_time_it_was_away(stack: Stack, shop: S
         return {float(value) for series in found for _, value in series["values"]}
 
     eventually(values, {1.0, 2.0, 3.0, 4.0, 5.0}.issubset, "each step's value")
+    for series in (
+        f'app_steps_total{{job="{shop.service}"}}',
+        f'traces_span_metrics_duration_seconds_bucket{{service_name="{shop.service}"}}',
+    ):
+        exemplars = eventually(
+            lambda series=series: queries.prometheus_exemplars(stack.prometheus.url, series),
+            bool,
+            f"exemplars of {series}",
+        )
+        assert {exemplar["labels"]["trace_id"] for exemplar in exemplars} <= meanwhile
 
 
-def test_a_backend_that_hangs_stalls_no_other(stack: Stack, shop: Sender) -> None:
+@pytest.mark.parametrize("backend", ["jaeger", "prometheus", "loki"])
+def test_a_backend_that_hangs_stalls_no_other(stack: Stack, shop: Sender, backend: str) -> None:
     """Frozen, not gone: its connections stay open and nothing answers."""
-    stack.jaeger.freeze()
+    program: Program = getattr(stack, backend)
+    program.freeze()
     try:
         send_some(shop, 200, "during")
-        assert shop.lines == set(lines_arrived(stack, shop))
-        items_arrived(stack, shop, 200)
+        if backend != "jaeger":
+            spans_arrived(stack, shop)
+        if backend != "loki":
+            lines_arrived(stack, shop)
+        if backend != "prometheus":
+            items_arrived(stack, shop, 200)
     finally:
-        stack.jaeger.resume()
+        program.resume()
 
     assert shop.span_ids == spans_arrived(stack, shop)
+    assert sorted(shop.lines) == sorted(lines_arrived(stack, shop)), "each line once"
+    items_arrived(stack, shop, 200)
 
 
 def test_a_collector_killed_loses_nothing_it_had_acknowledged(stack: Stack, shop: Sender) -> None:
@@ -353,16 +375,32 @@ def test_memory_running_short_refuses_what_may_be_sent_again_and_senders_recover
                 if codes[-1] == 503:
                     time.sleep(0.05)
 
+        answers: list[grpc.StatusCode] = []
+
+        def flood_by_grpc() -> None:
+            request = ExportTraceServiceRequest.FromString(body)
+            with grpc.insecure_channel(limited.grpc) as channel:
+                stub = TraceServiceStub(channel)
+                while not stop.is_set():
+                    try:
+                        stub.Export(request, timeout=30)
+                        answers.append(grpc.StatusCode.OK)
+                    except grpc.RpcError as exc:
+                        answers.append(exc.code())
+                        time.sleep(0.05)
+
         with ExitStack() as processes:
             services = {
                 name: processes.enter_context(service(name, limited.http, tmp_path, spool=spool))
                 for name, spool in (("with-spool", True), ("without-spool", False))
             }
             with ThreadPoolExecutor(12) as pool:
-                floods = [pool.submit(flood) for _ in range(12)]
+                floods = [pool.submit(flood) for _ in range(10)]
+                floods += [pool.submit(flood_by_grpc) for _ in range(2)]
                 sent = {name: json.loads(read_line(process)) for name, process in services.items()}
                 end = time.monotonic() + 60
-                while 503 not in codes and time.monotonic() < end:
+                unavailable = grpc.StatusCode.UNAVAILABLE
+                while not (503 in codes and unavailable in answers) and time.monotonic() < end:
                     time.sleep(0.1)
                 time.sleep(5)  # both services send in the meantime
                 stop.set()
@@ -383,7 +421,10 @@ def test_memory_running_short_refuses_what_may_be_sent_again_and_senders_recover
 
         refused = queries.own_metrics(limited.metrics_url)["otelcol_receiver_refused_spans"]
         assert set(codes) == {200, 503}, {code: codes.count(code) for code in set(codes)}
-        assert refused - 400 * codes.count(503) > 0, "none of the services' own was refused"
+        assert unavailable in answers
+        assert set(answers) <= {unavailable, grpc.StatusCode.OK}, set(answers)
+        ours = refused - 400 * (codes.count(503) + answers.count(unavailable))
+        assert ours > 0, "none of the services' spans was refused"
         assert lost["with-spool"] == 0
         ids = set(sent["without-spool"])
         seen = eventually(

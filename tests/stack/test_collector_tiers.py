@@ -252,6 +252,33 @@ def test_a_gateway_that_is_away_for_a_while_misses_nothing(tiers: Tiers, how: st
     )
 
 
+def test_an_agent_killed_loses_nothing_it_had_acknowledged(tiers: Tiers) -> None:
+    """With both gateways away, so that all of it is in its queue on disk."""
+    for gateway in tiers.gateways:
+        gateway.stop()
+    with sender(tiers.agent.http, "agent-killed") as shop:
+        traces = [failed_inside(shop) for _ in range(200)]
+        shop.flush()
+    tiers.agent.kill()
+    for program in (*tiers.gateways, tiers.agent):
+        program.start()
+
+    for trace in traces:
+        eventually(
+            lambda trace=trace: ids_in_jaeger(tiers, trace),
+            lambda seen, trace=trace: seen == trace.span_ids,
+            f"trace {trace.trace_id}",
+        )
+    eventually(
+        lambda: queries.prometheus_value(
+            tiers.prometheus.url,
+            'sum(traces_span_metrics_calls_total{service_name="agent-killed"})',
+        ),
+        lambda seen: seen == 400,
+        "400 spans, counted once",
+    )
+
+
 def test_a_gateway_that_stops_in_order_decides_first(tiers: Tiers) -> None:
     """Traces that wait for a decision are decided on and sent; those of a killed one are lost."""
     lost = {}
