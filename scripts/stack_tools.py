@@ -6,7 +6,7 @@
 No container engine and no released binary is needed: the Go toolchain and its module proxy are
 enough. A binary is named after its release, so that a second call with nothing new returns at
 once and several checkouts share one cache. Exit code 0: all there, or there is no Go (it says NOT
-BUILT); 3: a module could not be had; 1: a build failed. Standard library only, for it also runs
+BUILT); 3: a module could not be had, or memory or disk did not do; 1: a build failed. Standard library only, for it also runs
 before anything is installed.
 """
 
@@ -31,6 +31,8 @@ HEARTBEAT_S = 60
 TAIL_LINES = 12
 
 NOT_HAD = 3
+# What compiler and linker say where memory or disk ended: not the fault of the sources.
+MACHINE_TOO_SMALL = ("signal: killed", "no space left on device", "cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,8 @@ def build(tool: Tool) -> int:
                 say(f"    {line}")
             # A compiler's complaints carry a "# package" line, the module loader's do not.
             compiled = any(line.startswith("# ") for line in told)
-            return 1 if compiled else NOT_HAD
+            too_small = any(reason in line for line in told for reason in MACHINE_TOO_SMALL)
+            return 1 if compiled and not too_small else NOT_HAD
     binary = next(path for path in stage.iterdir() if path.is_file())
     tool.path.parent.mkdir(parents=True, exist_ok=True)
     # The binary first: a stamp never vouches for what is not there yet.
