@@ -6,8 +6,8 @@
 No container engine and no released binary is needed: the Go toolchain and its module proxy are
 enough. A binary is named after its release, so that a second call with nothing new returns at
 once and several checkouts share one cache. Exit code 0: all there, or there is no Go (it says NOT
-BUILT); 3: a module could not be had, or memory or disk did not do; 1: a build failed. Standard library only, for it also runs
-before anything is installed.
+BUILT); 3: a module could not be had, or memory or disk did not do; 1: a build failed. Standard
+library only, for it also runs before anything is installed.
 """
 
 import argparse
