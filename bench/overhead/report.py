@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,13 +67,17 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def today() -> dt.date:
+    """The date of a measurement."""
+    return dt.datetime.now(dt.UTC).date()
+
+
 def machine() -> str:
     """What the numbers depend on."""
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    today = dt.datetime.now(dt.UTC).date()
     return (
-        f"{today}, {_processor()}, {os.cpu_count()} cores, load {load}, {platform.system()}, "
+        f"{today()}, {_processor()}, {os.cpu_count()} cores, load {load}, {platform.system()}, "
         f"Python {platform.python_version()}, {packages}"
     )
 
@@ -84,6 +89,13 @@ def _processor() -> str:
         return platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def kept(path: Path, title: str) -> str:
+    """The table with this title as the page has it, note and all; nothing if it has none."""
+    _, found, rest = path.read_text("utf-8").partition(f"### {title}\n")
+    table = re.split(r"^(?:#|<!-- end: )", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return f"### {title}\n{table.rstrip()}" if found else ""
 
 
 def write(path: Path, name: str, text: str) -> None:

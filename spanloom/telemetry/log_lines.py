@@ -31,6 +31,12 @@ def render(event: dict[str, Any]) -> str:
 
 def plain(value: Any, depth: int = 0) -> Any:
     """Reduce a value to what JSON and OTLP can carry; everything else becomes text."""
+    # Nearly all values, at a quarter of what the cases below take.
+    kind = value.__class__
+    if kind is str and len(value) <= STACK_LIMIT and value.isascii():
+        return value
+    if kind is bool or value is None or (kind is int and -_INT64 <= value < _INT64):
+        return value
     match value:
         case None | bool():
             result: Any = value

@@ -8,6 +8,7 @@ are taken off, or each line would appear twice.
 """
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -52,6 +53,11 @@ _STEP_TOKENS: Final = (
 )
 
 
+@functools.lru_cache(maxsize=4)
+def _date_and_time(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 class LogPipeline:
     """Last processor of both ways: adds ids and service, emits over OTLP, renders the line."""
 
@@ -83,7 +89,7 @@ class LogPipeline:
             span = trace.NonRecordingSpan(context)
         level = str(event_dict.get("level", "info"))
         line: dict[str, Any] = {
-            "timestamp": datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "timestamp": f"{_date_and_time(now // 10**9)}.{now % 10**9 // 1000:06}Z",
             "level": level,
             "event": event_dict.get("event", ""),
             "logger": event_dict.get("logger", ""),
@@ -345,7 +351,8 @@ def log_step(span: Any, ending: endings.Ending) -> None:
     """Write the line of one ended span: name, operation, duration, outcome, tokens."""
     if _pipeline is None or not _info_enabled or span.end_time is None:
         return
-    attributes = span.attributes or {}
+    found = span.attributes
+    attributes = found.copy() if found else {}  # a dict: the proxy calls Python for each look-up
     event: dict[str, Any] = {
         "event": "step",
         "level": "info",
