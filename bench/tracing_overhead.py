@@ -3,6 +3,7 @@
     python bench/tracing_overhead.py                        # this library; about three minutes
     python bench/tracing_overhead.py --with-peers           # and five other tracers
     python bench/tracing_overhead.py --full --with-peers --write    # docs/benchmarks.md
+    python bench/tracing_overhead.py --instructions [--write]       # instead of time; valgrind
 
 Each peer gets a virtual environment in ~/.cache/spanloom-bench (or $SPANLOOM_BENCH_CACHE), made
 on first use with uv, or pip where there is none. Tables go to stdout, progress to stderr.
@@ -15,7 +16,7 @@ from pathlib import Path
 # LangChain sends runs to LangSmith if the environment says so; that is not what is measured.
 os.environ["LANGSMITH_TRACING"] = os.environ["LANGCHAIN_TRACING_V2"] = "false"
 
-from overhead import leaks, peers, report, throughput
+from overhead import instructions, leaks, peers, report, throughput
 from overhead.environments import cache_folder, say
 from overhead.in_process import EVERYTHING, Bench, Extras, bytes_per_run
 from overhead.statistics_of_pairs import Rounds
@@ -84,6 +85,36 @@ def extras_table(seconds: float) -> report.Table:
         "A run of 10 spans, each row with one thing more, against the spans alone by hand.",
         HEADER,
         rows,
+    )
+
+
+def instructions_table() -> report.Table:
+    small, large = SIZES.values()
+    rows = {
+        "10 spans": instructions.Case(10, small),
+        "10 spans, state of 20 kB": instructions.Case(10, large),
+        "100 spans": instructions.Case(100, small),
+        "1,000 spans": instructions.Case(1000, small),
+    } | {
+        f"10 spans {name}": instructions.Case(10, small, ",".join(sorted(extras)))
+        for name, extras in EXTRAS.items()
+    }
+    say("instructions: some minutes")
+    found = instructions.count(list(rows.values()))
+    return report.Table(
+        "Instructions",
+        "Thousands a run, counted by valgrind, which a busy machine does not change.",
+        ("run", "no tracing", "by hand adds", "ours adds", "ratio"),
+        [
+            [
+                name,
+                f"{found[case].nothing / 1000:,.0f}",
+                f"{(found[case].by_hand - found[case].nothing) / 1000:,.0f}",
+                f"{(found[case].ours - found[case].nothing) / 1000:,.0f}",
+                f"**{found[case].ratio:.2f}**",
+            ]
+            for name, case in rows.items()
+        ],
     )
 
 
@@ -173,6 +204,9 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="more rounds and more runs")
     parser.add_argument("--write", action="store_true", help=f"write to {DOCUMENT.name}")
+    parser.add_argument(
+        "--instructions", action="store_true", help="count instructions instead (needs valgrind)"
+    )
     arguments = parser.parse_args()
     chosen: list[str] | None = arguments.with_peers
     full: bool = arguments.full
@@ -185,6 +219,12 @@ def main() -> None:
         table.show()
         tables.append(table)
 
+    if arguments.instructions:
+        add(instructions_table())
+        if arguments.write:
+            text = "\n\n".join([f"{facts}.", tables[0].markdown()])
+            report.write(DOCUMENT, "tracing instructions", text)
+        return
     add(spans_table(40 if full else 6))
     add(extras_table(25 if full else 6))
     add(

@@ -1,0 +1,132 @@
+"""What tracing costs in instructions, counted by valgrind: the same on a busy machine.
+
+    python bench/tracing_overhead.py --instructions
+
+Counting begins with the runs and not with the interpreter, which takes a request from inside the
+program; that is what the few lines of C are for. Needs valgrind and a C compiler. It is no time: a
+cache that misses costs a hundred instructions' time and none of them.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from overhead.by_hand import ByHand
+from overhead.in_process import RUNS_PER_BATCH, WARM_UP, instrumented, our_provider
+from overhead.recording import null_provider
+from overhead.workload import Agent, Workload
+
+_REQUESTS = """
+#include <valgrind/callgrind.h>
+void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
+void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
+"""
+_NEEDED = ("valgrind", "cc")
+_VARIANTS = ("nothing", "by_hand", "ours")
+_SUMMARY = re.compile(
+    rb"^desc: Trigger: Client Request: (.+?)$.*?^summary: (\d+)", re.MULTILINE | re.DOTALL
+)
+
+
+class Case(NamedTuple):
+    """A size of run, a size of state, and what telemetry does besides spans."""
+
+    spans: int
+    state_bytes: int
+    extras: str = ""
+    """Names of `in_process.Extras`, with commas between."""
+
+
+class Counted(NamedTuple):
+    """Instructions of one run."""
+
+    nothing: float
+    by_hand: float
+    ours: float
+
+    @property
+    def ratio(self) -> float:
+        """What ours adds by what the spans by hand add."""
+        return (self.ours - self.nothing) / (self.by_hand - self.nothing)
+
+
+def count(cases: list[Case]) -> dict[Case, Counted]:
+    """Count all cases, in a process under valgrind; SystemExit where that is not installed."""
+    if missing := [name for name in _NEEDED if shutil.which(name) is None]:
+        raise SystemExit(f"to count instructions install {' and '.join(missing)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "requests.c").write_text(_REQUESTS, "utf-8")
+        library = folder / "requests.so"
+        subprocess.run(
+            ["cc", "-O2", "-shared", "-fPIC", "-o", library, folder / "requests.c"], check=True
+        )
+        subprocess.run(
+            [
+                *("valgrind", "--tool=callgrind", "--instr-atstart=no", "-q"),
+                f"--callgrind-out-file={folder / 'counts'}",
+                *(sys.executable, "-m", "overhead.instructions", str(library)),
+                *(f"{case.spans}:{case.state_bytes}:{case.extras}" for case in cases),
+            ],
+            check=True,
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"PYTHONHASHSEED": "0", "LANGSMITH_TRACING": "false"},
+            stdout=subprocess.DEVNULL,
+        )
+        found = {
+            label.decode(): int(instructions)
+            for dump in folder.glob("counts.*")
+            for label, instructions in _SUMMARY.findall(dump.read_bytes())
+        }
+    return {
+        case: Counted(
+            *(found[f"{number}.{variant}"] / RUNS_PER_BATCH[case.spans] for variant in _VARIANTS)
+        )
+        for number, case in enumerate(cases)
+    }
+
+
+def _count_here(requests: ctypes.CDLL, number: int, case: Case) -> None:
+    """Run one case in its three ways, each counted once it has been warm for long."""
+    spans, state_bytes = case.spans, case.state_bytes
+    hand_provider, _ = null_provider()
+    plain = Workload(Agent(), spans=spans, state_bytes=state_bytes)
+    tracer = hand_provider.get_tracer("by hand")
+    by_hand = Workload(ByHand(tracer, spans=spans), spans=spans, state_bytes=state_bytes)
+    extras = frozenset(filter(None, case.extras.split(",")))
+    with our_provider(extras) as (ours, _), asyncio.Runner() as runner:
+        for variant, workload, provider in (
+            ("nothing", plain, None),
+            ("by_hand", by_hand, hand_provider),
+            ("ours", plain, ours),
+        ):
+            with instrumented(ours) if variant == "ours" else contextlib.nullcontext():
+                runner.run(workload.run(WARM_UP[spans]))
+                gc.collect()
+                requests.begin()
+                runner.run(workload.run(RUNS_PER_BATCH[spans]))
+                if provider is not None:
+                    provider.force_flush()
+                requests.end(f"{number}.{variant}".encode())
+    hand_provider.shutdown()
+
+
+def main() -> None:
+    """Count in this process, which runs under valgrind."""
+    requests = ctypes.CDLL(sys.argv[1])
+    for number, text in enumerate(sys.argv[2:]):
+        spans, state_bytes, extras = text.split(":")
+        _count_here(requests, number, Case(int(spans), int(state_bytes), extras))
+
+
+if __name__ == "__main__":
+    main()
