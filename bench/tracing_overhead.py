@@ -103,7 +103,8 @@ def instructions_table() -> report.Table:
     found = instructions.count(list(rows.values()))
     return report.Table(
         "Instructions",
-        "Thousands a run, counted by valgrind, which a busy machine does not change.",
+        "Thousands a run, counted by valgrind; a busy machine changes them by a few per cent at"
+        " most.",
         ("run", "no tracing", "by hand adds", "ours adds", "ratio"),
         [
             [

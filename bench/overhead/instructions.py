@@ -1,4 +1,4 @@
-"""What tracing costs in instructions, counted by valgrind: the same on a busy machine.
+"""What tracing costs in instructions, counted by valgrind, on a busy machine too.
 
     python bench/tracing_overhead.py --instructions
 
