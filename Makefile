@@ -28,6 +28,9 @@ chat: ## the chat page in a browser, beside `make run` (installs Streamlit)
 test: setup-dev ## the whole test suite, real processes included
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
+test-versions: setup-dev ## the LangGraph scenarios with the oldest and newest LangGraph
+	.venv/bin/python scripts/langgraph_versions.py
+
 stack-tools: ## build Collector, Jaeger, Prometheus, Loki from Go modules (cached)
 	@python3 scripts/stack_tools.py
 

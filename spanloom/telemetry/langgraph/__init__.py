@@ -14,7 +14,9 @@ A sub-graph is an `invoke_workflow` under the node that runs it; a graph made by
 for by `capture_content=True` or the environment; that of states never is.
 """
 
+import contextlib
 from collections.abc import Callable, Collection
+from importlib import metadata
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
@@ -23,6 +25,7 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
 
 from spanloom.telemetry import content
 from spanloom.telemetry.langgraph.instrument import PATCHER
+from spanloom.telemetry.langgraph.versions import SUPPORTED
 
 __all__ = ["LangGraphInstrumentor"]
 
@@ -40,8 +43,17 @@ class LangGraphInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Nothing: a process without LangGraph has nothing to report."""
-        return ()
+        """The oldest releases that can be traced, of what is installed.
+
+        A process without LangGraph has nothing to report. There is no upper bound: a release that
+        is newer than what was tested is traced as far as its seams are known.
+        """
+        found = []
+        for name, (oldest, _) in SUPPORTED.items():
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                metadata.version(name)
+                found.append(f"{name} >= {oldest}")
+        return found
 
     _restore_content: Callable[[], None] | None = None
 

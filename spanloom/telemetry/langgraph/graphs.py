@@ -108,12 +108,13 @@ def trace_suppress_interrupt(_tracer: Tracer, original: Callable[..., Any]) -> C
     """
 
     @functools.wraps(original)
-    def _suppress_interrupt(self: Any, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+    def _suppress_interrupt(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _NOTING:
+            exc_value = args[1] if len(args) > 1 else kwargs["exc_value"]
             if endings.classify(exc_value) is endings.INTERRUPTED:
                 frame = run_frame()
                 if frame is not None:
                     frame.interrupted = True
-        return original(self, exc_type, exc_value, traceback)
+        return original(self, *args, **kwargs)
 
     return _suppress_interrupt

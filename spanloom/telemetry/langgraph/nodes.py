@@ -111,13 +111,14 @@ class TracedProc:
             endings.record_exception_once(unit.span, exc)
 
 
-def traced_task(tracer: Tracer, task: Any) -> Any:
-    """Give the task a traced `proc`, where a span is due, and return it.
+def trace_task(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give the task that is about to run a traced `proc`, where a span is due. Never raises.
 
     Tasks are frozen, but each is made for one execution and nothing else reads its `proc`; a copy
     of one costs as much as the end of a span.
     """
     try:
+        task = args[0] if args else kwargs["task"]
         if classify.is_visible_node(task.config.get("tags")):
             proc = task.proc
             if proc.__class__ is TracedProc:  # run once more
@@ -125,15 +126,15 @@ def traced_task(tracer: Tracer, task: Any) -> Any:
             object.__setattr__(task, "proc", TracedProc(tracer, task, proc))
     except Exception:  # noqa: BLE001 - telemetry never breaks the application
         warn_once("LangGraph's tasks have a shape unknown to Spanloom", exc_info=True)
-    return task
 
 
 def trace_run_with_retry(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `langgraph.pregel._runner.run_with_retry`."""
 
     @functools.wraps(original)
-    def run_with_retry(task: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(traced_task(tracer, task), *args, **kwargs)
+    def run_with_retry(*args: Any, **kwargs: Any) -> Any:
+        trace_task(tracer, args, kwargs)
+        return original(*args, **kwargs)
 
     return run_with_retry
 
@@ -144,8 +145,9 @@ def trace_arun_with_retry(
     """Wrap `langgraph.pregel._runner.arun_with_retry`."""
 
     @functools.wraps(original)
-    def arun_with_retry(task: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        return original(traced_task(tracer, task), *args, **kwargs)
+    def arun_with_retry(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        trace_task(tracer, args, kwargs)
+        return original(*args, **kwargs)
 
     return arun_with_retry
 
@@ -156,15 +158,17 @@ def trace_run_with_timeout(
     """Wrap `langgraph.pregel._retry._arun_with_timeout`, which gives an attempt up."""
 
     @functools.wraps(original)
-    async def arun_with_timeout(task: Any, *args: Any, **kwargs: Any) -> Any:
+    async def arun_with_timeout(*args: Any, **kwargs: Any) -> Any:
         try:
-            return await original(task, *args, **kwargs)
+            return await original(*args, **kwargs)
         except asyncio.CancelledError:
             raise
         except Exception as exc:
-            if type(exc).__name__ == "NodeTimeoutError" and isinstance(task.proc, TracedProc):
+            if type(exc).__name__ == "NodeTimeoutError":
                 with _NOTING:
-                    task.proc.timed_out(exc)
+                    proc = (args[0] if args else kwargs["task"]).proc
+                    if isinstance(proc, TracedProc):
+                        proc.timed_out(exc)
             raise
 
     return arun_with_timeout

@@ -65,15 +65,16 @@ def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Calla
     """Wrap `PregelLoop._put_checkpoint`."""
 
     @functools.wraps(original)
-    def _put_checkpoint(self: Any, metadata: Any) -> Any:
-        if self.checkpointer is not None:
-            with _NOTING:
+    def _put_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _NOTING:
+            if self.checkpointer is not None:
+                metadata = args[0] if args else kwargs["metadata"]
                 frame = run_frame()
                 if frame is not None and frame.run_span is not None:
                     name = traceparent(frame.run_span)
                     if name is not None:
                         metadata[METADATA_KEY] = name
-        return original(self, metadata)
+        return original(self, *args, **kwargs)
 
     return _put_checkpoint
 

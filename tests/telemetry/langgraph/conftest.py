@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry import trace
-from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor
+from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -244,12 +244,15 @@ def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Recorded]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    http = HTTPX2ClientInstrumentor()
-    http.instrument(tracer_provider=provider)
+    # older model SDKs use httpx, newer ones httpx2
+    clients = (HTTPX2ClientInstrumentor(), HTTPXClientInstrumentor())
+    for client in clients:
+        client.instrument(tracer_provider=provider)
     LangGraphInstrumentor().instrument(tracer_provider=provider)
     yield Recorded(exporter, provider)
     LangGraphInstrumentor().uninstrument()
-    http.uninstrument()
+    for client in clients:
+        client.uninstrument()
     assert not trace.get_current_span().get_span_context().is_valid, "a span leaked to the caller"
     complaints = [
         record.getMessage()

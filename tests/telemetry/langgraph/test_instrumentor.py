@@ -39,12 +39,13 @@ def compiled() -> Any:
 
 
 def functions() -> list[Any]:
-    """What stands at each seam now."""
+    """What stands at each seam now; an older LangGraph lacks some of the optional ones."""
     found = []
     for seam in SEAMS:
         module = import_module(seam.module)
         owner = module if seam.owner is None else getattr(module, seam.owner)
-        found.append(vars(owner)[seam.name])
+        if seam.name in vars(owner) or not seam.optional:
+            found.append(vars(owner)[seam.name])
     return found
 
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.caches import InMemoryCache
+from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
@@ -158,6 +159,7 @@ async def test_streamed_by_the_graph(recorded: Any, server: Any, mode: Any) -> N
     assert SUMS.items() <= recorded.attributes("invoke_workflow g").items()
 
 
+@pytest.mark.skipif(not hasattr(BaseChatModel, "_iter_v2_events"), reason="only v1 and v2")
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_stream_events_v3_of_a_model(recorded: Any, server: Any, asynchronous: bool) -> None:
@@ -209,6 +211,9 @@ def set_global(monkeypatch: pytest.MonkeyPatch, provider: Any) -> None:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
 
 
+@pytest.mark.skipif(
+    not hasattr(anthropic._base_client, "start_api_call_span"), reason="this SDK makes no spans"
+)
 async def test_the_anthropic_sdk_by_itself_keeps_its_span(
     recorded: Any, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,11 +306,11 @@ async def test_a_cancelled_stream_keeps_what_it_had(recorded: Any, server: Any) 
 
 async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
     """HTTP 500: the chat span has the SDK's error, and the finish reason is lost."""
-    with pytest.raises(openai.InternalServerError):
+    with pytest.raises(openai.InternalServerError) as raised:
         await server.model(model="failing").ainvoke("hi")
     chat = recorded.attributes("chat failing")
     assert recorded.outcome("chat failing") == ("ERROR", "error")
-    assert chat["error.type"] == "langchain_openai.chat_models.base.OpenAIAPIError"
+    assert chat["error.type"] == f"{raised.type.__module__}.{raised.type.__qualname__}"
     assert chat["gen_ai.response.finish_reasons"] == ("error",)
     assert recorded.exceptions() == [("chat failing", chat["error.type"])]
 

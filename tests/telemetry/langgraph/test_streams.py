@@ -7,6 +7,7 @@ import threading
 from typing import Any, TypedDict
 
 import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langgraph.config import get_stream_writer
@@ -98,6 +99,7 @@ async def test_astream_events(recorded: Any) -> None:
     assert recorded.attributes("invoke_node talk")["langgraph.attempt"] == 1
 
 
+@pytest.mark.skipif(not hasattr(BaseChatModel, "_iter_v2_events"), reason="only v1 and v2")
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 async def test_astream_events_v3(recorded: Any) -> None:
     """The content-block protocol, too."""
