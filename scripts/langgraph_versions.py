@@ -24,6 +24,7 @@ NOT_HAD = 3
 
 # What LangGraph or LangChain decide; the rest of the suite asks nothing of their version.
 FILES = (
+    "test_agents.py",
     "test_context.py",
     "test_endings.py",
     "test_functional.py",

@@ -3,7 +3,8 @@
 Which span a graph run is (`graph_kind`):
 
 1. the graph carries create_agent's mark in its own metadata → `invoke_agent {its name}`
-2. its model node is that of create_react_agent              → `invoke_agent {name}`
+2. its model node is that of create_react_agent, or of a
+   create_agent from before there was a mark                  → `invoke_agent {name}`
 3. every other compiled graph or @entrypoint                 → `invoke_workflow {name}`
 
 Which task is a node span (`is_visible_node`): each one LangGraph does not tag as hidden.
@@ -21,7 +22,11 @@ HIDDEN_TAG: Final = "langsmith:hidden"
 """`langgraph.constants.TAG_HIDDEN`: `__start__` and the like."""
 _UNNAMED: Final = "LangGraph"
 _CREATE_AGENT_MARK: Final = "langchain_create_agent"
-_REACT_AGENT_MODULE: Final = "langgraph.prebuilt.chat_agent_executor"
+_AGENT_MODULES: Final = {
+    # name of the model node → module of its function
+    "agent": "langgraph.prebuilt.chat_agent_executor",
+    "model": "langchain.agents.factory",
+}
 
 _PROVIDERS: Final = {
     # LangChain's `ls_provider` → well-known value of gen_ai.provider.name, where they differ
@@ -67,11 +72,12 @@ def graph_kind(metadata: Mapping[str, Any] | None, nodes: Mapping[str, Any], nam
     """
     if metadata and metadata.get("ls_integration") == _CREATE_AGENT_MARK:
         return semconv.OP_INVOKE_AGENT
-    if name and "agent" in nodes:
-        bound = getattr(nodes["agent"], "bound", None)
-        function = getattr(bound, "func", None) or getattr(bound, "afunc", None)
-        if getattr(function, "__module__", None) == _REACT_AGENT_MODULE:
-            return semconv.OP_INVOKE_AGENT
+    for node, module in _AGENT_MODULES.items():
+        if name and node in nodes:
+            bound = getattr(nodes[node], "bound", None)
+            function = getattr(bound, "func", None) or getattr(bound, "afunc", None)
+            if getattr(function, "__module__", None) == module:
+                return semconv.OP_INVOKE_AGENT
     return semconv.OP_INVOKE_WORKFLOW
 
 
