@@ -34,6 +34,9 @@ test-versions: setup-dev ## the LangGraph scenarios with the oldest and newest L
 stack-tools: ## build Collector, Jaeger, Prometheus, Loki from Go modules (cached)
 	@python3 scripts/stack_tools.py
 
+stack: setup ## the production stack and the service as processes (needs stack-tools)
+	@exec .venv/bin/python -m scripts.real_stack $(ARGS)
+
 test-stack: setup-dev ## the suite against the real programs (needs stack-tools)
 	.venv/bin/python -m pytest tests/stack -m stack $(STACK_ARGS)
 
