@@ -1,6 +1,8 @@
 """Runs the scenarios of LangGraph against the oldest and the newest supported releases.
 
-    python3 scripts/langgraph_versions.py             both        (make test-versions)
+And those in which other instrumentations of the same calls are active, with the newest.
+
+    python3 scripts/langgraph_versions.py             all         (make test-versions)
     python3 scripts/langgraph_versions.py oldest -k tools   one, with arguments for pytest
 
 Each release has an environment of its own outside the tree, in SPANLOOM_VERSIONS_CACHE or the
@@ -76,6 +78,14 @@ NEW_COMPANIONS = (
     "langchain-openai<2",
     "langgraph-checkpoint-sqlite",
 )
+# Instrumentations that see the same model calls.
+OTHERS = (
+    "openinference-instrumentation-langchain==0.1.80",
+    "openinference-instrumentation-openai==0.1.66",
+    "opentelemetry-instrumentation-genai-langchain==1.3b0",
+    "opentelemetry-instrumentation-genai-openai==1.3b0",
+)
+ENVIRONMENTS = ("oldest", "newest", "beside")
 
 
 def say(line: str) -> None:
@@ -112,7 +122,8 @@ def wanted(which: str) -> list[str]:
     if which == "oldest":
         return [*(f"{name}=={low}" for name, (low, _) in bounds), *OLD_COMPANIONS, *locked()]
     ranges = (f"{name}>={low},<{high}" for name, (low, high) in bounds)
-    return [*ranges, *NEW_COMPANIONS, *locked()]
+    others = OTHERS if which == "beside" else ()
+    return [*ranges, *NEW_COMPANIONS, *others, *locked()]
 
 
 def cache_folder() -> Path:
@@ -177,7 +188,8 @@ def test(which: str, arguments: list[str]) -> int:
         "--deselect",
         f"{SUITE.relative_to(ROOT).as_posix()}/{NEEDS_INSTALLATION}",
     ]
-    command += [*arguments, *(str(SUITE / name) for name in FILES)]
+    files = ("test_beside_others.py",) if which == "beside" else FILES
+    command += [*arguments, *(str(SUITE / name) for name in files)]
     done = subprocess.run(
         command,
         check=False,
@@ -188,11 +200,10 @@ def test(which: str, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    """Test the releases that were named, or both."""
-    named = sys.argv[1:2]
-    both = named not in (["oldest"], ["newest"])
-    arguments = sys.argv[1:] if both else sys.argv[2:]
-    codes = [test(which, arguments) for which in (["oldest", "newest"] if both else named)]
+    """Test what was named, or all."""
+    named = [name for name in sys.argv[1:2] if name in ENVIRONMENTS]
+    arguments = sys.argv[1 + len(named) :]
+    codes = [test(which, arguments) for which in named or ENVIRONMENTS]
     return 1 if 1 in codes else max(codes)
 
 

@@ -163,7 +163,9 @@ class Patcher:
             return
         if any(done.owner is owner and done.name == seam.name for done in self._applied):
             return
-        replacement = seam.wrapper(tracer, original)
+        # As a caller sees it: what wrapt has put into the class for another instrumentation takes
+        # the instance for an argument.
+        replacement = seam.wrapper(tracer, getattr(owner, seam.name))
         setattr(owner, seam.name, replacement)
         self._applied.append(_Applied(owner, seam.name, original, replacement))
 
