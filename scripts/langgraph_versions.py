@@ -33,6 +33,7 @@ FILES = (
     "test_instrumentor.py",
     "test_models.py",
     "test_newer_versions.py",
+    "test_nodes.py",
     "test_resume.py",
     "test_streams.py",
     "test_tools.py",
