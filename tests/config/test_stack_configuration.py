@@ -110,3 +110,20 @@ def test_each_link_of_jaegers_page_is_an_address_in_grafana(link: dict[str, Any]
         for query in pane["queries"]:
             assert query["datasource"]["uid"] == pane["datasource"]
             assert query["expr"]
+
+
+def test_links_use_only_what_jaegers_page_fills_in() -> None:
+    """It skips a link on a tag, without a word to the reader, for one placeholder it has not.
+
+    On a tag: attributes by their names, and a trace's fields as `trace.NAME`, without the formats
+    that links on a whole trace have.
+    """
+    ui = json.loads((ROOT / "jaeger/ui.json").read_text(encoding="utf-8"))
+    for pattern in ui["linkPatterns"]:
+        for placeholder in re.findall(r"#\{([^}]*)\}", pattern["url"] + pattern["text"]):
+            name, *formats = (part.strip() for part in placeholder.split("|"))
+            if pattern["type"] == "traces":
+                assert name in {"traceID", "traceName", "startTime", "endTime", "duration"}, pattern
+            else:
+                assert not formats, pattern
+                assert name in {f"trace.{field}" for field in ("traceID", "traceName")}, pattern
