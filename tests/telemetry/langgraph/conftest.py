@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         for index, delta in enumerate(deltas):
             self._event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             if index == 2 and request["model"] == "stalling":
-                self.server.release.wait(20)
+                self.server.release.wait(60)
                 return
         self._event({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if with_usage:
