@@ -1,10 +1,13 @@
-""".ci/run's part about the real stack: what it says and what fails it.
+"""What .ci/run says about the suites it could not run, and what fails it.
 
-`make` is replaced, because the suites it would run include this one; the rest is as committed.
+The suites themselves are replaced (`make`, and the test of LangGraph's versions), because they
+include this one and take minutes; the rest is as committed.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,37 +18,59 @@ from scripts import stack_tools
 ROOT = Path(__file__).parents[2]
 
 
-def run_ci(folder: Path, *, test_stack: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    """.ci/run with a `make` that only says its targets; `test_stack` is that target's exit code."""
+def run_ci(
+    folder: Path, *, test_stack: int = 0, versions: int = 0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """.ci/run with a `make` that only says its targets.
+
+    `test_stack` and `versions` are the exit codes of the stack suite and of the versions' test.
+    """
     programs = folder / "bin"
     programs.mkdir()
     for name, text in {
         "make": f'echo "make $*"\nif [ "$*" = test-stack ]; then exit {test_stack}; fi\n',
+        "test-versions": f'echo "test of the versions"\nexit {versions}\n',
         "chromedriver": "",
     }.items():
         program = programs / name
         program.write_text(f"#!/bin/sh\n{text}", encoding="utf-8")
         program.chmod(0o755)
     path = f"{programs}:{env.pop('PATH', os.environ['PATH'])}"
-    return subprocess.run(
+    process = subprocess.Popen(
         [ROOT / ".ci/run"],
-        env={**os.environ, **env, "PATH": path},
-        capture_output=True,
+        env={
+            **os.environ,
+            "CI_VERSIONS_TEST": str(programs / "test-versions"),
+            **env,
+            "PATH": path,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=100,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        out, err = process.communicate(timeout=100)
+    finally:
+        # With everything it started: a suite left running would slow down all that follow.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_without_go_the_suite_is_reported_as_not_run(tmp_path: Path) -> None:
-    # Only what the script itself needs, so that no Go is found wherever it lies.
-    tools = tmp_path / "system"
+def bare(folder: Path) -> str:
+    """A PATH with only what the script itself needs, so that no Go is found wherever it lies."""
+    tools = folder / "system"
     tools.mkdir()
     for name in ("bash", "sh", "env", "dirname", "timeout", "grep"):
         found = shutil.which(name)
         assert found is not None
         (tools / name).symlink_to(found)
-    done = run_ci(tmp_path, PATH=str(tools), SPANLOOM_STACK_TOOLS=str(tmp_path / "none"))
+    return str(tools)
+
+
+def test_without_go_the_suite_is_reported_as_not_run(tmp_path: Path) -> None:
+    done = run_ci(tmp_path, PATH=bare(tmp_path), SPANLOOM_STACK_TOOLS=str(tmp_path / "none"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "make test-stack" not in done.stdout.splitlines()
     assert "stack suite NOT RUN: there is no Go toolchain" in done.stdout.splitlines()[-1]
@@ -75,3 +100,22 @@ def test_with_the_programs_the_suite_runs_and_its_failure_is_one(
         assert done.returncode == code
         assert "make test-stack" in done.stdout.splitlines()
         assert said in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "fails"),
+    [
+        (0, "oldest and newest LangGraph: passed", False),
+        (3, "oldest and newest LangGraph NOT RUN", False),
+        (1, "FAILED: the step after these (exit code 1)", True),
+    ],
+)
+def test_a_version_that_fails_is_a_failure_and_an_unreachable_registry_is_none(
+    tmp_path: Path, code: int, said: str, fails: bool
+) -> None:
+    done = run_ci(
+        tmp_path, versions=code, SPANLOOM_STACK_TOOLS=str(tmp_path / "none"), PATH=bare(tmp_path)
+    )
+    assert (done.returncode != 0) is fails, done.stdout + done.stderr
+    assert "test of the versions" in done.stdout.splitlines()
+    assert said in done.stdout
