@@ -220,6 +220,39 @@ def test_as_a_container_it_answers_drains_and_flushes(builder: Builder, tmp_path
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
+def test_sessions_in_postgresql_need_nothing_of_the_base_image(builder: Builder) -> None:
+    """A slim image has no libpq: the driver brings its own."""
+    root = builder.build("agent")
+
+    program = (
+        "import langgraph.checkpoint.postgres, psycopg_pool, psycopg; print(psycopg.pq.__impl__)"
+    )
+    printed = builder.inside(f"chroot {root} /opt/agent/bin/python -c '{program}'")
+
+    assert printed.strip() == "binary"
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_the_chat_page_has_an_image_that_serves_and_stops(builder: Builder, tmp_path: Path) -> None:
+    port = free_port()
+    env = {"AGENT_CHAT_HOST": "127.0.0.1", "AGENT_CHAT_PORT": str(port)}
+    *check, url = healthcheck(builder.stage("chat")).command
+
+    with container(builder, "chat", tmp_path / "chat", **env) as chat:
+        here = url.replace(":8501/", f":{port}/")
+        assert here != url
+        wait_until(lambda: chat.execute([*check, here]).returncode == 0, chat)
+        page = httpx2.get(f"http://127.0.0.1:{port}/", timeout=60)
+        status = chat.stop(wait_s=60)
+
+    assert page.status_code == 200
+    assert "Streamlit" in page.text
+    assert status == 0, chat.log.read_text()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
 def test_an_unhealthy_container_says_why(builder: Builder, tmp_path: Path) -> None:
     with container(builder, "agent", tmp_path / "none", ["sleep", "60"]) as idle:
         done = idle.execute(healthcheck(builder.stage("agent")).command)
