@@ -42,6 +42,8 @@ class Batch:
     spans: Sequence[Span] = ()
     logs: Sequence[LogEvent] = ()
     metrics: Sequence[MetricPoint] = ()
+    delivered: Sequence[int] = ()
+    """Ids of `Outgoing` that the other side has, or will never take."""
 
     def __len__(self) -> int:
         return len(self.spans) + len(self.logs) + len(self.metrics)
@@ -94,6 +96,25 @@ class InFlight(Protocol):
 
     def open_spans(self, process: str, *, min_misses: int = 0, limit: int = 1000) -> list[OpenSpan]:
         """Open spans of a process that its latest `min_misses` heartbeats did not list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A span on its way to another backend: an OTLP TracesData message with nothing else in it.
+
+    It is the same bytes however often it is sent, and messages joined end to end are one message.
+    """
+
+    id: int
+    message: bytes
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """Spans that a store without ends (`no_ends`) is to hand on, until they are `delivered`."""
+
+    def outgoing(self, limit: int, max_bytes: int) -> list[Outgoing]:
+        """The oldest, one at least if there is any, and no more than fit both limits."""
 
 
 @runtime_checkable

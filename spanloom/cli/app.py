@@ -7,6 +7,7 @@ import typer
 import spanloom
 from spanloom.cli.cost import cost
 from spanloom.cli.doctor import doctor
+from spanloom.cli.reap import reap
 from spanloom.cli.serve import serve
 from spanloom.cli.trace import trace
 from spanloom.cli.traces import traces
@@ -51,6 +52,7 @@ def spanloom_command(
 
 app.command(short_help="Backend and processes, or your own command.")(up)
 app.command(short_help="The trace backend alone.")(serve)
+app.command(short_help="Ends dead processes' spans behind a Collector.")(reap)
 app.command(short_help="Recent traces, one line each.")(traces)
 app.command(short_help="One trace as a tree.")(trace)
 app.add_typer(cost, short_help="What a month costs, estimated.")

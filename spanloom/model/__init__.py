@@ -6,7 +6,14 @@ and meaning follow opentelemetry-proto (trace.proto, logs.proto, metrics.proto v
 """
 
 from spanloom.model.attributes import Attributes, AttributeValue, EntityRef, Resource, Scope
-from spanloom.model.inflight import Heartbeat, OpenSpan, OpenState, ProcessState, SpanOpened
+from spanloom.model.inflight import (
+    Heartbeat,
+    OpenSpan,
+    OpenState,
+    ProcessState,
+    SpanEnded,
+    SpanOpened,
+)
 from spanloom.model.log import LogEvent
 from spanloom.model.metric import Exemplar, Histogram, MetricKind, MetricPoint, MetricQuery
 from spanloom.model.query import Operation, TraceQuery
@@ -31,6 +38,7 @@ __all__ = [
     "Resource",
     "Scope",
     "Span",
+    "SpanEnded",
     "SpanEvent",
     "SpanKind",
     "SpanLink",

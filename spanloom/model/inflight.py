@@ -1,7 +1,8 @@
 """Work that has not ended: what processes announce about it, and what is known of it.
 
 log event spanloom.span.open           ─▶ SpanOpened ─┐
-log event spanloom.process.heartbeat   ─▶ Heartbeat  ─┴▶ OpenSpan, ProcessState
+log event spanloom.process.heartbeat   ─▶ Heartbeat  ─┼▶ OpenSpan, ProcessState
+log event spanloom.span.ended          ─▶ SpanEnded  ─┘
 
 running ──no sign of life for 3 s──▶ stalled      (a C call may hold the interpreter's lock)
    │ └──── two heartbeats in a row no longer list the span, or the process said goodbye
@@ -16,7 +17,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from spanloom import semconv
-from spanloom.model.attributes import Attributes, AttributeValue, Resource, Scope
+from spanloom.model.attributes import Attributes, AttributeValue, Scope
 from spanloom.model.log import LogEvent
 from spanloom.model.span import Span, SpanKind
 
@@ -83,6 +84,16 @@ class SpanOpened:
     span: Span
     process: str
     revision: int
+    heartbeat: int | None = None
+    """Number of its process's latest heartbeat before it; None where it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanEnded:
+    """Somebody other than its own process ends this announced span, and sends its final one."""
+
+    trace_id: str
+    span_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +107,11 @@ class Heartbeat:
     last: bool = False
 
 
-InFlightEvent: TypeAlias = SpanOpened | Heartbeat
+InFlightEvent: TypeAlias = SpanOpened | Heartbeat | SpanEnded
 
-EVENTS: Final = frozenset({semconv.EVENT_SPAN_OPEN, semconv.EVENT_PROCESS_HEARTBEAT})
+EVENTS: Final = frozenset(
+    {semconv.EVENT_SPAN_OPEN, semconv.EVENT_PROCESS_HEARTBEAT, semconv.EVENT_SPAN_ENDED}
+)
 """Names of the log events that `read_event` understands."""
 
 
@@ -111,8 +124,18 @@ def open_state(process: ProcessState, misses: int, now_ns: int) -> OpenState:
     return OpenState.RUNNING
 
 
-def process_key(resource: Resource) -> str:
-    """What tells the process from all others: `service.instance.id`, else host and process id."""
+def process_key(event: LogEvent) -> str:
+    """What tells the process that sent an in-flight event from all others.
+
+    1. `spanloom.process.id` of the event: new with each start and fork. An instance id may be
+       set by hand, and then outlives a restart or is shared by workers.
+    2. `service.instance.id` of the resource.
+    3. Service, host and process id.
+    """
+    own = event.attributes.get(semconv.SPANLOOM_PROCESS_ID)
+    if isinstance(own, str) and own:
+        return own
+    resource = event.resource
     attributes = resource.attributes
     instance = attributes.get(semconv.SERVICE_INSTANCE_ID)
     if isinstance(instance, str) and instance:
@@ -127,6 +150,8 @@ def read_event(event: LogEvent) -> InFlightEvent | None:
         return _opened(event)
     if event.event_name == semconv.EVENT_PROCESS_HEARTBEAT:
         return _heartbeat(event)
+    if event.event_name == semconv.EVENT_SPAN_ENDED and event.trace_id and event.span_id:
+        return SpanEnded(event.trace_id, event.span_id)
     return None
 
 
@@ -151,7 +176,12 @@ def _opened(event: LogEvent) -> SpanOpened | None:
         scope=Scope(_text(attributes.get(semconv.SPANLOOM_SPAN_SCOPE))),
     )
     revision = _whole(attributes.get(semconv.SPANLOOM_SPAN_REVISION))
-    return SpanOpened(span, process_key(event.resource), revision or 1)
+    return SpanOpened(
+        span,
+        process_key(event),
+        revision or 1,
+        _whole(attributes.get(semconv.SPANLOOM_HEARTBEAT_SEQUENCE)),
+    )
 
 
 def _marked(attributes: Attributes) -> Attributes:
@@ -169,7 +199,7 @@ def _heartbeat(event: LogEvent) -> Heartbeat | None:
         return None
     listed = attributes.get(semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS)
     return Heartbeat(
-        process=process_key(event.resource),
+        process=process_key(event),
         time_unix_nano=event.timestamp_ns,
         sequence=sequence,
         open_spans=frozenset(_span_id(one) for one in listed)

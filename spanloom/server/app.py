@@ -10,12 +10,9 @@
 import asyncio
 import contextlib
 import logging
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
@@ -32,7 +29,15 @@ from spanloom.server import (
     native_api,
     page,
 )
-from spanloom.server.listening import HttpServer, listen
+from spanloom.server.listening import (
+    GRPC_GRACE_S,
+    HttpServer,
+    in_background,
+    listen,
+    running,
+    stopping_on_signals,
+    url_of,
+)
 from spanloom.server.monitoring import Monitor
 from spanloom.server.reaper import REAP_AFTER_S, Reaper
 from spanloom.server.security import HostCheck, SecurityHeaders, is_loopback
@@ -41,10 +46,6 @@ from spanloom.store import STORE_FILE, Durability, Retention, open_store
 from spanloom.store.sqlite import MAX_QUEUE_ITEMS
 
 _log = logging.getLogger(__name__)
-
-_GRPC_GRACE_S: Final = 5.0
-_START_POLL_S: Final = 0.005
-_WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +128,15 @@ async def serve(
             on_reaped=monitor.reaped,
             turned_away=lambda: monitor.turned_away,
         )
-        await cleanup.enter_async_context(_in_background(reaper.run()))
+        await cleanup.enter_async_context(in_background(reaper.run()))
         intake = Intake(store, monitor, config.max_body_bytes)
         cleanup.callback(intake.close)
         grpc_server = ingest_grpc.server(intake, monitor, config.max_body_bytes)
         grpc_port = ingest_grpc.bind(grpc_server, config.host, config.otlp_grpc_port)
         addresses = Addresses(
-            otlp_grpc=_url(config.host, grpc_port),
-            otlp_http=_url(config.host, otlp_socket.getsockname()[1]),
-            query=_url(config.host, query_socket.getsockname()[1]),
+            otlp_grpc=url_of(config.host, grpc_port),
+            otlp_http=url_of(config.host, otlp_socket.getsockname()[1]),
+            query=url_of(config.host, query_socket.getsockname()[1]),
         )
         servers = [
             HttpServer(
@@ -144,9 +145,9 @@ async def serve(
             HttpServer(query_application(store, monitor, addresses, config), query_socket),
         ]
         await grpc_server.start()
-        cleanup.push_async_callback(grpc_server.stop, _GRPC_GRACE_S)
-        await cleanup.enter_async_context(_running(servers, stop))
-        with _stopping_on_signals(stop):
+        cleanup.push_async_callback(grpc_server.stop, GRPC_GRACE_S)
+        await cleanup.enter_async_context(running(servers, stop))
+        with stopping_on_signals(stop):
             if on_ready is not None:
                 on_ready(addresses)
             await stop.wait()
@@ -168,58 +169,7 @@ def query_application(
     return app
 
 
-@contextlib.asynccontextmanager
-async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-@contextlib.asynccontextmanager
-async def _running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncIterator[None]:
-    """Start the servers; stop them, with their requests answered, on the way out."""
-    tasks = [asyncio.create_task(server.run_until_stopped()) for server in servers]
-    for task in tasks:
-        # A server that ends by itself, an error included, ends the others.
-        task.add_done_callback(lambda _: stop.set())
-    try:
-        # uvicorn has no event for it
-        while not stop.is_set() and not all(server.started for server in servers):  # noqa: ASYNC110
-            await asyncio.sleep(_START_POLL_S)
-        yield
-    finally:
-        for server in servers:
-            server.should_exit = True
-        await asyncio.gather(*tasks)
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    handled = (signal.SIGINT, signal.SIGTERM)
-    for number in handled:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
-
-
 def _require_free_grpc_port(config: ServerConfig) -> None:
     # gRPC's own message names neither the cause nor a remedy, so try the port before it does.
     if config.otlp_grpc_port:
         listen(config.host, config.otlp_grpc_port, "OTLP/gRPC", "--otlp-grpc-port").close()
-
-
-def _url(host: str, port: int) -> str:
-    if host in _WILDCARDS:
-        host = "127.0.0.1"  # for clients here; others know this machine's name
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -4,7 +4,7 @@ Statuses follow opentelemetry-proto: INVALID_ARGUMENT is dropped by clients, UNA
 RetryInfo is sent again after the given time.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -25,7 +25,12 @@ _RETRY_AFTER_UNKNOWN_S: Final = 5.0
 Handler = Callable[[bytes, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[bytes]]
 
 
-def server(intake: Intake, monitor: Monitor, max_body_bytes: int) -> "grpc.aio.Server":
+def server(
+    intake: Intake,
+    monitor: Monitor,
+    max_body_bytes: int,
+    signals: Sequence[Signal] = SIGNALS,
+) -> "grpc.aio.Server":
     """The gRPC server, without a port yet."""
     made = grpc.aio.server(
         options=[
@@ -42,7 +47,7 @@ def server(intake: Intake, monitor: Monitor, max_body_bytes: int) -> "grpc.aio.S
                 # INVALID_ARGUMENT and not by gRPC with INTERNAL, and big ones decode in a thread.
                 {"Export": grpc.unary_unary_rpc_method_handler(_handler(signal, intake, monitor))},
             )
-            for signal in SIGNALS
+            for signal in signals
         )
     )
     return made

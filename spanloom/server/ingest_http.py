@@ -10,7 +10,7 @@ Protobuf and JSON, gzip or plain; every answer, errors too, is in the encoding o
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from google.protobuf.json_format import MessageToJson
@@ -43,12 +43,17 @@ _RETRYABLE: Final = frozenset({429, 503})
 _RPC_CODES: Final = {400: 3, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
 
 
-def application(intake: Intake, monitor: Monitor, max_body_bytes: int) -> Starlette:
+def application(
+    intake: Intake,
+    monitor: Monitor,
+    max_body_bytes: int,
+    signals: Sequence[Signal] = SIGNALS,
+) -> Starlette:
     """The ASGI application of the OTLP/HTTP port."""
     receiver = _Receiver(intake, monitor, max_body_bytes)
     return Starlette(
         routes=[
-            Route(signal.path, receiver.endpoint(signal), methods=["POST"]) for signal in SIGNALS
+            Route(signal.path, receiver.endpoint(signal), methods=["POST"]) for signal in signals
         ]
     )
 

@@ -1,9 +1,12 @@
 """Sockets and servers: several uvicorn servers in one event loop, each on a socket of ours."""
 
+import asyncio
 import contextlib
 import errno
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Final
 
 import uvicorn
@@ -13,9 +16,15 @@ from spanloom.errors import ConfigurationError
 
 _BACKLOG: Final = 1024
 _GRACEFUL_SHUTDOWN_S: Final = 5
+GRPC_GRACE_S: Final = 5.0
+"""How long gRPC calls may take to end once the server stops."""
+_START_POLL_S: Final = 0.005
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  # recognised, not bound
 
 
-def listen(host: str, port: int, purpose: str, option: str) -> socket.socket:
+def listen(
+    host: str, port: int, purpose: str, option: str, host_option: str = "--host"
+) -> socket.socket:
     """A listening socket; port 0 picks a free one.
 
     Args:
@@ -23,6 +32,7 @@ def listen(host: str, port: int, purpose: str, option: str) -> socket.socket:
         port: 0 to 65535.
         purpose: what the port is for, as the error message says it.
         option: the command-line option that chooses the port.
+        host_option: the one that chooses the host.
 
     Raises:
         ConfigurationError: the port is taken or forbidden, or the host is not ours.
@@ -33,7 +43,7 @@ def listen(host: str, port: int, purpose: str, option: str) -> socket.socket:
         )[0]
     except socket.gaierror as error:
         raise ConfigurationError(
-            f"cannot listen on {host!r}: {error.strerror}; check --host"
+            f"cannot listen on {host!r}: {error.strerror}; check {host_option}"
         ) from error
     made = socket.socket(family, kind, protocol)
     try:
@@ -44,12 +54,15 @@ def listen(host: str, port: int, purpose: str, option: str) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as error:
         made.close()
-        raise ConfigurationError(_refusal(error, host, port, purpose, option)) from error
+        raise ConfigurationError(
+            _refusal(error, f"{host}:{port}", purpose, option, host_option)
+        ) from error
     made.setblocking(False)  # its only argument
     return made
 
 
-def _refusal(error: OSError, host: str, port: int, purpose: str, option: str) -> str:
+def _refusal(error: OSError, where: str, purpose: str, option: str, host_option: str) -> str:
+    host, _, port = where.rpartition(":")
     where = f"port {port} for {purpose}"
     match error.errno:
         case errno.EADDRINUSE:
@@ -60,7 +73,7 @@ def _refusal(error: OSError, host: str, port: int, purpose: str, option: str) ->
         case errno.EACCES:
             return f"{where} is not allowed to this user; choose one above 1023 with {option}."
         case errno.EADDRNOTAVAIL:
-            return f"{host} is not an address of this machine; check --host."
+            return f"{host} is not an address of this machine; check {host_option}."
     return f"cannot listen on {host}, {where}: {error.strerror or error}"
 
 
@@ -89,3 +102,57 @@ class HttpServer(uvicorn.Server):
     async def run_until_stopped(self) -> None:
         """Serve until `should_exit` is set."""
         await self.serve(sockets=[self._listener])
+
+
+@contextlib.asynccontextmanager
+async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do `work` beside the block, and cancel it at the block's end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def running(servers: list[HttpServer], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Start the servers; stop them, with their requests answered, on the way out."""
+    tasks = [asyncio.create_task(server.run_until_stopped()) for server in servers]
+    for task in tasks:
+        # A server that ends by itself, an error included, ends the others.
+        task.add_done_callback(lambda _: stop.set())
+    try:
+        # uvicorn has no event for it
+        while not stop.is_set() and not all(server.started for server in servers):  # noqa: ASYNC110
+            await asyncio.sleep(_START_POLL_S)
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` on SIGINT and SIGTERM, in the main thread; elsewhere signals are not ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGINT, signal.SIGTERM)
+    for number in handled:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a plain HTTP or gRPC server, for clients on this machine."""
+    if host in _WILDCARDS:
+        host = "127.0.0.1"  # for clients here; others know this machine's name
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

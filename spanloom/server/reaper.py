@@ -4,6 +4,9 @@
                                         process had let go of them before, or ended in order
     process alive, but `reap_after` of heartbeats did not list a span ──▶ span_lost
 
+Behind a Collector ends are never seen: there only the first arrow holds (`ends_lost=False`), and a
+span that the last heartbeats did not list has left the store before (`open_store(no_ends=True)`).
+
 What is written is a final span with status ERROR, marked `spanloom.incomplete`, that ends at the
 last sign of life, on the process's own clock. Should the true end arrive after all, it takes the
 place of this one (see `contract.Writer`).
@@ -57,11 +60,16 @@ class Due:
 class Silence:
     """Finds out for how long each process has not been heard of."""
 
-    def __init__(self, reap_after_s: float) -> None:
+    def __init__(self, reap_after_s: float, *, ends_lost: bool = True) -> None:
         self._reap_after_s = reap_after_s
+        self._ends_lost = ends_lost
         self._silent: dict[str, tuple[ProcessState, float]] = {}
         # As many heartbeats as fit into the time, but no fewer than make a span lost.
         self._misses = max(LOST_AFTER_MISSES, math.ceil(reap_after_s / HEARTBEAT_S))
+
+    def forget(self) -> None:
+        """Give each process its whole time again."""
+        self._silent = {}
 
     def look(self, processes: Iterable[ProcessState], elapsed_s: float) -> list[Due]:
         """Which spans are due, after `elapsed_s` of listening since the look before."""
@@ -79,7 +87,7 @@ class Silence:
                 continue
             if quiet >= self._reap_after_s:
                 due.append(Due(process.key, 0))
-            elif process.most_misses >= self._misses:
+            elif self._ends_lost and process.most_misses >= self._misses:
                 due.append(Due(process.key, self._misses))
         self._silent = silent
         return due
@@ -98,7 +106,8 @@ class Reaper:
 
     `on_reaped` is told of spans that were ended, by error type and number. `turned_away` counts
     what the server could not take: heartbeats may have been among it, so that such a time is no
-    silence.
+    silence. `hears` is asked whether heartbeats can arrive at all; as long as they can't, and
+    after that, each process has its whole time again.
     """
 
     def __init__(
@@ -108,10 +117,14 @@ class Reaper:
         reap_after_s: float,
         on_reaped: Callable[[str, int], None],
         turned_away: Callable[[], int],
+        *,
+        hears: Callable[[], bool] = lambda: True,
+        ends_lost: bool = True,
     ) -> None:
         self._source = source
         self._writer = writer
-        self._silence = Silence(reap_after_s)
+        self._silence = Silence(reap_after_s, ends_lost=ends_lost)
+        self._hears = hears
         self._on_reaped = on_reaped
         self._turned_away = turned_away
         self._told = ""
@@ -126,6 +139,9 @@ class Reaper:
                 now, refused_now = time.monotonic(), self._turned_away()
                 listened = now - looked if refused_now == refused else 0.0
                 looked, refused = now, refused_now
+                if not self._hears():
+                    self._silence.forget()
+                    continue
                 due = self._silence.look(processes, listened)
                 for one in due:
                     await self._end(one)

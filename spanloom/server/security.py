@@ -51,8 +51,14 @@ def host_name(header: str) -> str:
 class HostCheck:
     """ASGI: answers 421 to requests whose Host header names somebody else."""
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed: Iterable[str],
+        remedy: str = "start it with --allowed-host NAME",
+    ) -> None:
         self._app = app
+        self._remedy = remedy
         self._allowed = LOOPBACK_HOSTS | {host.lower() for host in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +70,7 @@ class HostCheck:
                 refusal = PlainTextResponse(
                     "This server answers on loopback only, to the names localhost, 127.0.0.1 "
                     "and [::1]. If you reach it under another name on purpose (a proxy, a "
-                    "container), start it with --allowed-host NAME.\n",
+                    f"container), {self._remedy}.\n",
                     status_code=421,
                 )
                 await refusal(scope, receive, send)

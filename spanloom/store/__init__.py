@@ -9,8 +9,11 @@ from spanloom.store.sqlite import SqliteStore, StoreStats, open_reader, open_sto
 
 STORE_FILE: Final = "spanloom.sqlite"
 """Name of the store in a data directory."""
+REAP_FILE: Final = "reap.sqlite"
+"""Name of the store of `spanloom reap`, which is another kind."""
 
 __all__ = [
+    "REAP_FILE",
     "STORE_FILE",
     "Durability",
     "Retention",

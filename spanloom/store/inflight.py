@@ -5,6 +5,9 @@
     final span ─────────────────┘
 
 Neither announcements nor heartbeats are kept as log records: a process sends some every second.
+
+Behind a Collector no final span is ever seen (`no_ends`). There a span is open as long as the
+heartbeats that came after its announcement list it, and forgotten with the first that does not.
 """
 
 import sqlite3
@@ -25,12 +28,13 @@ _KEPT_MS: Final = 60_000
 _Key: TypeAlias = tuple[int, bytes]
 
 _UPSERT_SPAN: Final = (
-    "INSERT INTO open_spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL) "
+    "INSERT INTO open_spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, ?) "
     "ON CONFLICT (trace, span_id) DO UPDATE SET parent_span_id = excluded.parent_span_id, "
     "operation = excluded.operation, resource = excluded.resource, scope = excluded.scope, "
     "start_time = excluded.start_time, input_tokens = excluded.input_tokens, "
     "output_tokens = excluded.output_tokens, cost_usd = excluded.cost_usd, "
-    "details = excluded.details, process = excluded.process, revision = excluded.revision"
+    "details = excluded.details, process = excluded.process, revision = excluded.revision, "
+    "heartbeat = excluded.heartbeat"
 )
 
 
@@ -65,9 +69,12 @@ class OpenRow(Protocol):
 class OpenSpanTable:
     """Keeps the tables. Each call must run in a transaction; after a rollback call `forget`."""
 
-    def __init__(self, connection: sqlite3.Connection, references: References) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, references: References, *, no_ends: bool
+    ) -> None:
         self._connection = connection
         self._references = references
+        self._no_ends = no_ends
         # None: not read yet. A busy server asks for each span whether it was open.
         self._open: set[_Key] | None = None
 
@@ -85,7 +92,7 @@ class OpenSpanTable:
     def opened(self, row: OpenRow, event: SpanOpened, now_ms: int) -> None:
         """Note an announcement, unless a later one is known or the span has ended."""
         process = self._sign_of_life(event.process, capped(event.span.end_time_unix_nano), now_ms)
-        if process is None or self._has_ended(row):
+        if process is None or self._has_ended(row) or self._came_late(process, row, event):
             return
         key = (row.trace, row.span_id)
         if key in self._known():
@@ -113,13 +120,17 @@ class OpenSpanTable:
                 row.details,
                 process,
                 capped(event.revision),
+                capped(event.heartbeat or 0),
             ),
         )
         self._count_operation(row.operation.id, 1)
         self._references.add_rows([(row.resource.id, row.scope.id)])
 
-    def beat(self, heartbeat: Heartbeat, now_ms: int) -> None:
-        """Note a heartbeat and which spans it no longer lists; an older one is ignored."""
+    def beat(self, heartbeat: Heartbeat, now_ms: int) -> set[int]:
+        """Note a heartbeat and which spans it no longer lists; an older one is ignored.
+
+        Returns the traces of which it made spans forgotten.
+        """
         time = capped(heartbeat.time_unix_nano)
         sequence = capped(heartbeat.sequence)
         known = self._connection.execute(
@@ -127,14 +138,16 @@ class OpenSpanTable:
         ).fetchone()
         # Either may run backwards in order: the clock is set, a forked process counts anew.
         if known is not None and sequence <= known[2] and time <= known[1]:
-            return
+            return set()
         process = self._sign_of_life(heartbeat.process, time, now_ms)
         if process is None:
-            return
+            return set()
         self._connection.execute(
             "UPDATE processes SET time = ?, sequence = ?, ended = ? WHERE id = ?",
             (time, sequence, heartbeat.last, process),
         )
+        if self._no_ends:
+            return self._forget_all_but(heartbeat, process, sequence)
         changes: list[tuple[int, int | None, int, bytes]] = []
         for trace, span_id, misses in self._connection.execute(
             "SELECT trace, span_id, misses FROM open_spans WHERE process = ?", (process,)
@@ -148,6 +161,30 @@ class OpenSpanTable:
             "CASE WHEN ?1 > 1 THEN missing_since ELSE ?2 END WHERE trace = ?3 AND span_id = ?4",
             changes,
         )
+        return set()
+
+    def _forget_all_but(self, heartbeat: Heartbeat, process: int, sequence: int) -> set[int]:
+        # Kept for announcements that come later than the heartbeats after them.
+        listed = b"".join(bytes.fromhex(span_id) for span_id in heartbeat.open_spans)
+        self._connection.execute("UPDATE processes SET listed = ? WHERE id = ?", (listed, process))
+        rows = self._connection.execute(
+            "SELECT trace, span_id FROM open_spans WHERE process = ? AND heartbeat < ?",
+            (process, sequence),
+        ).fetchall()
+        gone = [key for key in rows if key[1].hex() not in heartbeat.open_spans]
+        self.ended(gone)
+        return {trace for trace, _ in gone}
+
+    def _came_late(self, process: int, row: OpenRow, event: SpanOpened) -> bool:
+        """Whether a heartbeat that came before this announcement knows that the span ended."""
+        if not self._no_ends or event.heartbeat is None:
+            return False
+        sequence, listed = self._connection.execute(
+            "SELECT sequence, listed FROM processes WHERE id = ?", (process,)
+        ).fetchone()
+        return event.heartbeat < sequence and row.span_id not in {
+            listed[start : start + 8] for start in range(0, len(listed), 8)
+        }
 
     def ended(self, keys: Iterable[_Key]) -> None:
         """Spans came to their end: they are open no longer."""

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
@@ -11,9 +11,10 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from spanloom import semconv
 from spanloom.contract import Batch
-from spanloom.model import Heartbeat, LogEvent, MetricPoint, Span, SpanOpened, Usage
+from spanloom.errors import StoreFullError
+from spanloom.model import Heartbeat, LogEvent, MetricPoint, Span, SpanEnded, SpanOpened, Usage
 from spanloom.model.inflight import EVENTS, read_event
-from spanloom.otlp.encode import write_log
+from spanloom.otlp.encode import traces_to_message, write_log
 from spanloom.otlp.metrics import write_point
 from spanloom.otlp.values import clean
 from spanloom.store import tags
@@ -31,6 +32,8 @@ from spanloom.store.spans import capped, encode_details
 BLOCK_BITS: Final = 10
 """A block is 2**10 spans: at 10 M spans 10,000 blocks, each probed in microseconds."""
 
+MAX_OUTBOX: Final = 100_000
+"""Spans that may wait to be handed on."""
 _MAX_CACHED_TRACES: Final = 20_000
 _ARRIVAL_STEP_MS: Final = 1000
 _MAX_TOKENS: Final = 10**12
@@ -103,11 +106,12 @@ class _Block:
 class Ingest:
     """Writes batches. Each call must run in a transaction; after a rollback call `forget`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, no_ends: bool = False) -> None:
         self._connection = connection
         self._references = References(connection)
         self._interning = Interning(connection, self._references)
-        self._open_spans = OpenSpanTable(connection, self._references)
+        self._open_spans = OpenSpanTable(connection, self._references, no_ends=no_ends)
+        self._no_ends = no_ends
         self._traces: dict[bytes, tuple[int, int]] = {}
         self._next_span = 0
         self._open_block: tuple[int, set[int]] = (-1, set())
@@ -126,7 +130,11 @@ class Ingest:
         """Store a batch that arrived at `now_ms` (milliseconds since the Unix epoch)."""
         self._interning.start_batch()
         if batch.spans:
-            self._add_spans(batch.spans, now_ms)
+            spans = self._post(batch.spans) if self._no_ends else batch.spans
+            if spans:
+                self._add_spans(spans, now_ms)
+        if batch.delivered:
+            self._forget_delivered(batch.delivered)
         if batch.logs:
             self._note_in_flight(batch.logs, now_ms)
             self._add_logs(
@@ -151,6 +159,38 @@ class Ingest:
         self._references.add_rows((row.resource.id, row.scope.id) for row in rows)
         self._count("spans", len(rows))
         self._next_span += len(rows)
+
+    def _post(self, spans: Sequence[Span]) -> list[Span]:
+        """Put spans into the outbox; those that were not in it before, ever."""
+        new = [span for span in spans if not self._is_stored(span)]
+        (waiting,) = self._connection.execute(
+            "SELECT count FROM row_counts WHERE name = 'outbox'"
+        ).fetchone()
+        if waiting + len(new) > MAX_OUTBOX:
+            raise StoreFullError(
+                f"{waiting} ended spans wait for the Collector, the outbox takes {MAX_OUTBOX}; "
+                "the others stay open until it has taken some."
+            )
+        self._connection.executemany(
+            "INSERT INTO outbox (message) VALUES (?)",
+            [(traces_to_message([span]).SerializeToString(deterministic=True),) for span in new],
+        )
+        self._count("outbox", len(new))
+        return new
+
+    def _is_stored(self, span: Span) -> bool:
+        found = self._connection.execute(
+            "SELECT 1 FROM spans JOIN traces ON traces.id = spans.trace "
+            "WHERE traces.trace_id = ? AND spans.span_id = ?",
+            (bytes.fromhex(span.trace_id), bytes.fromhex(span.span_id)),
+        ).fetchone()
+        return found is not None
+
+    def _forget_delivered(self, ids: Sequence[int]) -> None:
+        deleted = self._connection.executemany(
+            "DELETE FROM outbox WHERE id = ?", [(one,) for one in ids]
+        ).rowcount
+        self._count("outbox", -deleted)
 
     def _row(self, span: Span, now_ms: int) -> _Row:
         resource = self._interning.resource(span.resource)
@@ -267,12 +307,34 @@ class Ingest:
     def _note_in_flight(self, events: Sequence[LogEvent], now_ms: int) -> None:
         # In a list, so that the scopes made here keep their identity while it is asked for.
         notes = [read_event(event) for event in events if event.event_name in EVENTS]
+        left: set[int] = set()
         for note in notes:
             if isinstance(note, Heartbeat):
-                self._open_spans.beat(note, now_ms)
+                left |= self._open_spans.beat(note, now_ms)
             elif isinstance(note, SpanOpened) and self._open_spans.has_room():
-                self._open_spans.opened(self._row(note.span, now_ms), note, now_ms)
+                row = self._row(note.span, now_ms)
+                self._open_spans.opened(row, note, now_ms)
+                left.add(row.trace)
+            elif isinstance(note, SpanEnded) and self._no_ends:  # elsewhere the end itself comes
+                trace = self._trace(bytes.fromhex(note.trace_id), now_ms)
+                self._open_spans.ended([(trace, bytes.fromhex(note.span_id))])
+                left.add(trace)
         self._interning.start_batch()
+        if self._no_ends:
+            self._drop_empty(left)
+
+    def _drop_empty(self, traces: Iterable[int]) -> None:
+        """Delete those of the traces that have no span left: in time that would be all."""
+        for trace in traces:
+            gone = self._connection.execute(
+                "DELETE FROM traces WHERE id = ?1 "
+                "AND NOT EXISTS (SELECT 1 FROM open_spans WHERE trace = ?1) "
+                "AND NOT EXISTS (SELECT 1 FROM spans WHERE trace = ?1) RETURNING trace_id",
+                (trace,),
+            ).fetchall()
+            for (trace_id,) in gone:
+                self._traces.pop(trace_id, None)
+            self._count("traces", -len(gone))
 
     def _add_logs(self, events: Sequence[LogEvent], now_ms: int) -> None:
         rows = []

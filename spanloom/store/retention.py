@@ -56,6 +56,9 @@ class Sweeper:
         points = self._delete_rows("metric_points", "metric", cutoff_ms)
         self._references.add_points((metric for (metric,) in points), sign=-1)
         unused = self._references.delete_unused()
+        unused |= bool(
+            self._connection.execute("DELETE FROM operations WHERE span_count = 0").rowcount
+        )
         return more or bool(logs) or bool(points) or unused
 
     def give_pages_back(self) -> bool:
@@ -131,8 +134,6 @@ class Sweeper:
         self._count("spans", -deleted)
         self._count("traces", -gone)
         self._delete_empty_blocks(blocks)
-        if gone:
-            self._connection.execute("DELETE FROM operations WHERE span_count = 0")
         return gone > 0
 
     def _delete_empty_blocks(self, blocks: set[int]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from spanloom.contract import Batch
+from spanloom.contract import Batch, Outgoing
 from spanloom.errors import ConfigurationError
 from spanloom.store import schema
 from spanloom.store.connection import (
@@ -41,6 +41,8 @@ class StoreStats:
     """Spans that have not ended."""
     open_spans_refused: int
     """Announcements of open spans for which there was no room."""
+    outbox: int
+    """Spans that wait to be handed on."""
     bytes: int
     """On disk, write-ahead log included."""
     queue_items: int
@@ -61,6 +63,7 @@ class SqliteStore(SqliteReader):
         hard_limit_bytes: int | None,
         sweep_interval_s: float,
         clock: Callable[[], int],
+        no_ends: bool,
     ) -> None:
         super().__init__(path, clock)
         self._queue_capacity = max_queue_items
@@ -87,6 +90,7 @@ class SqliteStore(SqliteReader):
                     max_queue_items=max_queue_items,
                     sweep_interval_s=sweep_interval_s,
                     clock=clock,
+                    no_ends=no_ends,
                 )
         except BaseException:
             if connection is not None:
@@ -97,6 +101,21 @@ class SqliteStore(SqliteReader):
     def submit(self, batch: Batch) -> "Future[None]":
         """See `contract.Writer`."""
         return self._writer.submit(batch)
+
+    def outgoing(self, limit: int, max_bytes: int) -> list[Outgoing]:
+        """See `contract.Outbox`."""
+        found: list[Outgoing] = []
+        size = 0
+        with self._pool.snapshot() as connection:
+            rows = connection.execute(
+                "SELECT id, message FROM outbox ORDER BY id LIMIT ?", (limit,)
+            )
+            for row_id, message in rows:
+                size += len(message)
+                if found and size > max_bytes:
+                    break
+                found.append(Outgoing(row_id, message))
+        return found
 
     def stats(self) -> StoreStats:
         """Counts, size and queue, cheap enough for every scrape."""
@@ -109,6 +128,7 @@ class SqliteStore(SqliteReader):
             metric_points=counts["metric_points"],
             open_spans=counts["open_spans"],
             open_spans_refused=counts["open_spans_refused"],
+            outbox=counts["outbox"],
             bytes=self._bytes_on_disk(),
             queue_items=self._writer.queued_items,
             queue_capacity=self._queue_capacity,
@@ -138,6 +158,7 @@ def open_store(
     hard_limit_bytes: int | None = None,
     sweep_interval_s: float = SWEEP_INTERVAL_S,
     clock: Callable[[], int] = time.time_ns,
+    no_ends: bool = False,
 ) -> SqliteStore:
     """Open a store for reading and writing; creates the file and its folder.
 
@@ -151,6 +172,9 @@ def open_store(
             StoreFullError until retention has made room. None: as far as the disk goes.
         sweep_interval_s: seconds between two looks at retention.
         clock: nanoseconds since the Unix epoch, for arrival times.
+        no_ends: what ended is never sent here, as behind a Collector: a heartbeat that does not
+            list an announced span means that it has ended. A span stored nevertheless is one that
+            was ended here, and goes into the outbox, once.
 
     Raises:
         ConfigurationError: the folder cannot be made or written to.
@@ -166,6 +190,7 @@ def open_store(
         hard_limit_bytes=hard_limit_bytes,
         sweep_interval_s=sweep_interval_s,
         clock=clock,
+        no_ends=no_ends,
     )
 
 

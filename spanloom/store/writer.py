@@ -43,10 +43,11 @@ class WriterThread:
         max_queue_items: int,
         sweep_interval_s: float,
         clock: Callable[[], int],
+        no_ends: bool = False,
     ) -> None:
         self._connection = connection
         self._path = path
-        self._ingest = Ingest(connection)
+        self._ingest = Ingest(connection, no_ends=no_ends)
         self._sweeper = sweeper
         self._max_queue_items = max_queue_items
         self._sweep_interval_s = sweep_interval_s
