@@ -36,6 +36,9 @@ from spanloom.server.signals import TRACES
 _REFUSED: Final = frozenset({400, 422})
 _TOO_LARGE: Final = 413
 _OK: Final = 200
+# What gRPC in C, Go and Java says of a message over the limit. Nothing else tells it from a rate
+# limit, which is the same code, and no reason to drop a span.
+_OVER_THE_LIMIT: Final = ("larger than max", "exceeds maximum")
 _SHOWN: Final = 300
 """Characters of a foreign error message."""
 
@@ -152,13 +155,15 @@ class _GrpcSender:
 
     def _failed(self, error: "grpc.aio.AioRpcError") -> Answer:
         code = error.code()
-        said = f"{self._target} answers {code.name}: {(error.details() or '')[:_SHOWN]}"
-        delay = _retry_delay(error)
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is None:
+        details = error.details() or ""
+        said = f"{self._target} answers {code.name}: {details[:_SHOWN]}"
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and any(
+            words in details for words in _OVER_THE_LIMIT
+        ):
             return Answer(Outcome.TOO_LARGE, said)
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             return Answer(Outcome.REFUSED, said)
-        return Answer(Outcome.AGAIN, said, delay or 0.0)
+        return Answer(Outcome.AGAIN, said, _retry_delay(error) or 0.0)
 
     async def close(self) -> None:
         await self._channel.close()

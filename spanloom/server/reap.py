@@ -15,7 +15,7 @@ heartbeat of a dead process still listed are ended here.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from spanloom import ports
+from spanloom import ports, semconv
 from spanloom.model.inflight import EVENTS
 from spanloom.model.log import LogEvent
 from spanloom.otlp import MAX_BODY_BYTES, Decoded, decode_logs
@@ -54,6 +54,9 @@ MAX_PROBE_S: Final = 5.0
 _RETENTION: Final = Retention(max_age_s=24 * 3600.0, max_bytes=1_000_000_000)
 """How long it is remembered which spans were ended: their announcements may come again."""
 _HARD_LIMIT_BYTES: Final = 2_000_000_000
+
+_MAX_ATTRIBUTES_CHARS: Final = 16_384
+"""Of one announcement; our library sends 1,024 of each text. It bounds what 50,000 take on disk."""
 
 Address = tuple[str, int]
 
@@ -236,13 +239,26 @@ def _admin_application(monitor: Monitor, host: str) -> ASGIApp:
 def _decode(body: bytes, content_type: str) -> Decoded[LogEvent]:
     """In-flight events alone; other records are refused, which the Collector logs."""
     decoded = decode_logs(body, content_type)
-    events = tuple(event for event in decoded.items if event.event_name in EVENTS)
+    events = tuple(_bounded(event) for event in decoded.items if event.event_name in EVENTS)
     others = len(decoded.items) - len(events)
     if not others:
         return decoded
     told = f"{others} log records are no in-flight events; route only {', '.join(sorted(EVENTS))}"
     message = f"{told}. {decoded.message}" if decoded.message else told
     return Decoded(events, decoded.rejected + others, message)
+
+
+def _bounded(event: LogEvent) -> LogEvent:
+    """Without the span's attributes where these are huge: that it ends matters more."""
+    said = event.attributes.get(semconv.SPANLOOM_SPAN_ATTRIBUTES)
+    if said is None or len(repr(said)) <= _MAX_ATTRIBUTES_CHARS:
+        return event
+    kept = {
+        name: value
+        for name, value in event.attributes.items()
+        if name != semconv.SPANLOOM_SPAN_ATTRIBUTES
+    }
+    return replace(event, attributes=kept)
 
 
 IN_FLIGHT: Final = Signal(

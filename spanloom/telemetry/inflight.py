@@ -285,7 +285,7 @@ class InFlight(SpanProcessor):
             semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS: [
                 trace.format_span_id(span_id)
                 for span_id, entry in self._announced.items()
-                if entry.sent
+                if entry.sent and span_id in self._open
             ],
         }
         left_out = self._unannounced + self._open.untracked
