@@ -51,6 +51,8 @@ EXPOSE 8501
 HEALTHCHECK --interval=15s --timeout=5s --start-period=45s --start-interval=2s --retries=3 \
     CMD ["python", "-m", "service.healthcheck", "http://127.0.0.1:8501/_stcore/health"]
 CMD ["python", "-m", "service.chat_page"]
+ARG REVISION=
+LABEL org.opencontainers.image.revision=$REVISION
 
 FROM runtime AS agent
 COPY --from=build /opt/agent /opt/agent
@@ -67,3 +69,8 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=45s --start-interval=2s --retries=3 \
     CMD ["python", "-m", "service.healthcheck"]
 CMD ["python", "-m", "service.app"]
+# Which commit this is: /health tells it, and a deploy looks (deploy/on-host). Last, so that what
+# comes before stays in the build's cache.
+ARG REVISION=
+LABEL org.opencontainers.image.revision=$REVISION
+ENV AGENT_REVISION=$REVISION

@@ -81,6 +81,7 @@ class Health(BaseModel):
 
     status: Literal["ok"] = "ok"
     version: str
+    revision: str | None
     uptime_seconds: float
 
 
@@ -213,8 +214,10 @@ async def chat_stream(
 @router.get("/health")
 async def health(request: Request) -> Health:
     """Tell that the process is alive; asks nobody else."""
+    settings = request.app.state.settings
+    assert isinstance(settings, Settings)
     uptime = time.monotonic() - request.app.state.started
-    return Health(version=VERSION, uptime_seconds=round(uptime, 3))
+    return Health(version=VERSION, revision=settings.revision, uptime_seconds=round(uptime, 3))
 
 
 @router.get("/ready")

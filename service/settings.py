@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     )
 
     workers: int = Field(1, ge=1, le=64, description="Processes that share the API's port.")
+    revision: str | None = Field(
+        None, description="Commit that runs, as /health tells it; set in the image by its build."
+    )
     retry_after_s: int = Field(
         2, ge=1, le=3600, description="Retry-After of a 503 while the LLM or retrieval is down."
     )

@@ -56,15 +56,20 @@ def stages(path: Path = ROOT / "Dockerfile") -> dict[str, Stage]:
     return found
 
 
-def environment(all_stages: dict[str, Stage], name: str, base: dict[str, str]) -> dict[str, str]:
+def environment(
+    all_stages: dict[str, Stage], name: str, base: dict[str, str], **build_args: str
+) -> dict[str, str]:
     """The variables of a stage, with those of the stages it stands on."""
     stage = all_stages[name]
     values = environment(all_stages, stage.base, base) if stage.base in all_stages else dict(base)
+    arguments: dict[str, str] = {}
     for instruction in stage.instructions:
-        if instruction.name == "ENV":
-            for word in instruction.words:
-                variable, _, value = word.partition("=")
-                values[variable] = re.sub(r"\$(\w+)", lambda match: values[match[1]], value)
+        for word in instruction.words if instruction.name in {"ARG", "ENV"} else ():
+            name, _, value = word.partition("=")
+            known = arguments | values
+            value = build_args.get(name, value) if instruction.name == "ARG" else value
+            expanded = re.sub(r"\$(\w+)", lambda match, known=known: known[match[1]], value)
+            (arguments if instruction.name == "ARG" else values)[name] = expanded
     return values
 
 

@@ -227,6 +227,16 @@ async def test_health_asks_nobody_else(api: Api, llm: FakeLLM, retrieval: FakeRe
     assert body["status"] == "ok"
     assert body["version"]
     assert body["uptime_seconds"] >= 0
+    assert body["revision"] is None
+
+
+async def test_health_tells_the_commit_of_the_image(start: Start) -> None:
+    """What a deploy looks for before it calls a release good."""
+    api = await start(revision="0123abc")
+
+    health = await api.client.get("/health")
+
+    assert health.json()["revision"] == "0123abc"
 
 
 async def test_ready_names_the_dependency_that_is_not(
