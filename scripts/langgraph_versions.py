@@ -1,6 +1,7 @@
 """Runs the scenarios of LangGraph against the oldest and the newest supported releases.
 
-And those in which other instrumentations of the same calls are active, with the newest.
+And those in which other instrumentations of the same calls are active, and in which a graph runs in
+LangGraph's own API server, with the newest.
 
     python3 scripts/langgraph_versions.py             all         (make test-versions)
     python3 scripts/langgraph_versions.py oldest -k tools   one, with arguments for pytest
@@ -34,7 +35,9 @@ FILES = (
     "test_models.py",
     "test_newer_versions.py",
     "test_nodes.py",
+    "test_remote.py",
     "test_resume.py",
+    "test_situations.py",
     "test_streams.py",
     "test_tools.py",
 )
@@ -86,7 +89,10 @@ OTHERS = (
     "opentelemetry-instrumentation-genai-langchain==1.3b0",
     "opentelemetry-instrumentation-genai-openai==1.3b0",
 )
-ENVIRONMENTS = ("oldest", "newest", "beside")
+# LangGraph's API server, and what it cannot be installed with in the locked release.
+SERVER = ("fastapi", "langgraph-cli[inmem]>=0.4.40,<1")
+SERVER_LIMITS = {"structlog": "structlog>=25.5,<26"}
+ENVIRONMENTS = ("oldest", "newest", "beside", "remote")
 
 
 def say(line: str) -> None:
@@ -123,8 +129,11 @@ def wanted(which: str) -> list[str]:
     if which == "oldest":
         return [*(f"{name}=={low}" for name, (low, _) in bounds), *OLD_COMPANIONS, *locked()]
     ranges = (f"{name}>={low},<{high}" for name, (low, high) in bounds)
-    others = OTHERS if which == "beside" else ()
-    return [*ranges, *NEW_COMPANIONS, *others, *locked()]
+    pins = locked()
+    if which == "remote":
+        pins = [SERVER_LIMITS.get(pin.split("==")[0], pin) for pin in pins]
+    others = {"beside": OTHERS, "remote": SERVER}.get(which, ())
+    return [*ranges, *NEW_COMPANIONS, *others, *pins]
 
 
 def cache_folder() -> Path:
@@ -189,7 +198,7 @@ def test(which: str, arguments: list[str]) -> int:
         "--deselect",
         f"{SUITE.relative_to(ROOT).as_posix()}/{NEEDS_INSTALLATION}",
     ]
-    files = ("test_beside_others.py",) if which == "beside" else FILES
+    files = {"beside": ("test_beside_others.py",), "remote": ("test_remote.py",)}.get(which, FILES)
     command += [*arguments, *(str(SUITE / name) for name in files)]
     done = subprocess.run(
         command,

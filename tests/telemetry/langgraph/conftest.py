@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from spanloom import semconv
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
 from spanloom.telemetry.reference import attributes_of
+from tests.telemetry.langgraph.probing import Probe
 
 
 class Recorded:
@@ -268,3 +269,9 @@ def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Recorded]:
             if operation := carried.get(semconv.GEN_AI_OPERATION_NAME):
                 always, possible = attributes_of(str(operation))
                 assert always <= set(carried) <= possible, span.name
+
+
+@pytest.fixture
+def probe(recorded: Recorded, server: Server) -> Probe:
+    """What a body saw, what was recorded and what left the process, all in one picture."""
+    return Probe(recorded, server)

@@ -227,3 +227,74 @@ def test_suppressed_instrumentation_is_respected(exporter: InMemorySpanExporter)
     with suppress_instrumentation():
         assert compiled().invoke({}) == {"text": "x"}
     assert names(exporter) == []
+
+
+EVERYTHING = """
+import asyncio, importlib, pkgutil, sys, types
+import langchain_core.language_models, langchain_core.tools, langchain_openai, langgraph.prebuilt
+import langgraph.func
+from langchain_core.tools import tool
+from langgraph.graph import START, StateGraph
+
+@tool
+def look(word: str) -> str:
+    "Look."
+    return word
+
+builder = StateGraph(dict)
+builder.add_node("a", lambda state: {"text": look.invoke({"word": "x"})})
+builder.add_edge(START, "a")
+graph = builder.compile(name="g")
+
+def run():
+    graph.invoke({})
+    asyncio.run(graph.ainvoke({}))
+    list(graph.stream({}, stream_mode=["values", "messages"]))
+
+def held(owner):
+    # numbers are counters of LangGraph's own
+    return {
+        name: id(value)
+        for name, value in vars(owner).items()
+        if not (name.startswith("_abc_") or isinstance(value, int))
+    }
+
+def everything():
+    '''Identity of each attribute of each module and class of LangGraph, LangChain and Anthropic.'''
+    found = {}
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] not in {"langgraph", "langchain_core", "langchain_openai"}:
+            continue
+        found[name] = held(module)
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, type) and value.__module__ == name:
+                found[name, attribute] = held(value)
+    return found
+
+from spanloom.telemetry.langgraph import LangGraphInstrumentor
+run()  # imports and caches of its own
+before = everything()
+LangGraphInstrumentor().instrument()
+during = everything()
+run()
+LangGraphInstrumentor().uninstrument()
+after = everything()
+changed = {owner for owner in before if before[owner] != during[owner]}
+left = {
+    (owner, name)
+    for owner in before
+    for name in before[owner].keys() | after[owner].keys()
+    if before[owner].get(name) != after[owner].get(name)
+}
+print(len(before), len(changed), sorted(left, key=str))
+assert len(changed) >= 5, changed
+assert not left
+"""
+
+
+def test_uninstrument_leaves_everything_as_it_was() -> None:
+    """No attribute of any module or class of LangGraph and LangChain is another object."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVERYTHING], timeout=100, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
