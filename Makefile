@@ -7,7 +7,7 @@ STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run chat test stack-tools test-stack check format lint types layers docs lock bench simulate clean
+.PHONY: help setup setup-dev run chat test stack-tools test-stack check format lint types layers docs lock bench scorecard simulate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ bench: setup-dev ## measurements, side by side (prints tables)
 simulate: setup-dev ## what sampling keeps at each scale, and what each scale takes
 	@.venv/bin/python bench/sampling_simulation.py
 	@.venv/bin/python bench/capacity_model.py
+
+scorecard: setup-dev ## LangGraph scenarios under this tracer and others (ARGS="--langgraph 1.3.0")
+	@.venv/bin/python bench/scorecard.py $(or $(ARGS),--with-peers)
 
 lock: ## refresh requirements*.lock (needs uv)
 	sh scripts/lock.sh

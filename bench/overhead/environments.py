@@ -1,10 +1,11 @@
-"""A virtual environment for each peer, outside the tree: made once, used again."""
+"""A virtual environment for each tracer, outside the tree: made once, used again."""
 
 import os
 import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,19 +28,30 @@ def make(peer: str) -> Path:
     Raises:
         subprocess.CalledProcessError: its packages cannot be installed.
     """
-    wanted = "\n".join(
+    return build(
+        peer,
+        PEERS[peer].name,
         [
             *PEERS[peer].requirements,
             *(f"{package}=={version(package)}" for package in _SHARED),
             f"opentelemetry-sdk=={version('opentelemetry-sdk')}",
-        ]
+        ],
     )
-    folder = cache_folder() / f"{peer}-py{sys.version_info.major}{sys.version_info.minor}"
+
+
+def build(name: str, title: str, requirements: Sequence[str]) -> Path:
+    """Return the Python of the environment of this name, made anew if its requirements changed.
+
+    Raises:
+        subprocess.CalledProcessError: the packages cannot be installed.
+    """
+    wanted = "\n".join(requirements)
+    folder = cache_folder() / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
     python = folder / "bin/python"
     stamp = folder / "requirements"
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    say(f"{PEERS[peer].name}: installing into {folder}")
+    say(f"{title}: installing into {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is not None:
@@ -48,7 +60,7 @@ def make(peer: str) -> Path:
     else:
         venv.create(folder, with_pip=True)
         install = [str(python), "-m", "pip", "install", "-q"]
-    subprocess.run([*install, *wanted.splitlines()], check=True)
+    subprocess.run([*install, *requirements], check=True)
     stamp.write_text(wanted)
     return python
 
