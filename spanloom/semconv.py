@@ -188,6 +188,10 @@ METRIC_INVOKE_WORKFLOW_DURATION: Final = "gen_ai.invoke_workflow.duration"
 METRIC_INVOKE_AGENT_DURATION: Final = "gen_ai.invoke_agent.duration"
 METRIC_EXECUTE_TOOL_DURATION: Final = "gen_ai.execute_tool.duration"
 
+OTEL_METRIC_OVERFLOW: Final = "otel.metric.overflow"
+METRIC_HTTP_REQUEST_BODY_SIZE: Final = "http.server.request.body.size"
+METRIC_HTTP_RESPONSE_BODY_SIZE: Final = "http.server.response.body.size"
+
 # --- metrics: Prometheus ------------------------------------------------------------------------
 PROM_REQUESTS: Final = "agent_requests"
 PROM_LATENCY_SECONDS: Final = "agent_latency_seconds"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider, UpDownCounter
+from opentelemetry.metrics import Histogram, Meter, MeterProvider
 
 from spanloom import __version__, semconv
+from spanloom.telemetry.totals import Sums, Total
 
 MetricNames = Literal["newest", "released"]
 
@@ -54,7 +55,7 @@ class ModelCall:
 class Instruments:
     """Every OpenTelemetry instrument of the library, made on one meter."""
 
-    def __init__(self, meter: Meter, names: MetricNames) -> None:
+    def __init__(self, meter: Meter, names: MetricNames, sums: Sums) -> None:
         def seconds(name: str, buckets: tuple[float, ...] = SECONDS_BUCKETS) -> Histogram:
             return meter.create_histogram(
                 name, unit="s", explicit_bucket_boundaries_advisory=list(buckets)
@@ -65,18 +66,19 @@ class Instruments:
                 name, unit="{token}", explicit_bucket_boundaries_advisory=list(TOKEN_BUCKETS)
             )
 
+        def total(name: str, unit: str = "", *, goes_down: bool = False) -> Total:
+            return Total(meter, sums, name, unit, goes_down=goes_down)
+
         self.names: MetricNames = names
-        self.requests: Counter = meter.create_counter(f"{semconv.PROM_REQUESTS}_total")
+        self.requests = total(f"{semconv.PROM_REQUESTS}_total")
         self.latency: Histogram = seconds(semconv.PROM_LATENCY_SECONDS, LATENCY_BUCKETS)
-        self.tool_calls: Counter = meter.create_counter(f"{semconv.PROM_TOOL_CALLS}_total")
-        self.tokens: Counter = meter.create_counter(f"{semconv.PROM_TOKENS}_total")
-        self.llm_calls: Counter = meter.create_counter(f"{semconv.PROM_LLM_CALLS}_total")
-        self.cost: Counter = meter.create_counter(f"{semconv.PROM_COST_USD}_total")
-        self.step_tokens: Counter = meter.create_counter(f"{semconv.PROM_STEP_TOKENS}_total")
-        self.step_cost: Counter = meter.create_counter(f"{semconv.PROM_STEP_COST_USD}_total")
-        self.active_requests: UpDownCounter = meter.create_up_down_counter(
-            semconv.PROM_ACTIVE_REQUESTS
-        )
+        self.tool_calls = total(f"{semconv.PROM_TOOL_CALLS}_total")
+        self.tokens = total(f"{semconv.PROM_TOKENS}_total")
+        self.llm_calls = total(f"{semconv.PROM_LLM_CALLS}_total")
+        self.cost = total(f"{semconv.PROM_COST_USD}_total")
+        self.step_tokens = total(f"{semconv.PROM_STEP_TOKENS}_total")
+        self.step_cost = total(f"{semconv.PROM_STEP_COST_USD}_total")
+        self.active_requests = total(semconv.PROM_ACTIVE_REQUESTS, goes_down=True)
         self.invoke_workflow = seconds(semconv.METRIC_INVOKE_WORKFLOW_DURATION, WORKFLOW_BUCKETS)
         self.invoke_agent = seconds(semconv.METRIC_INVOKE_AGENT_DURATION, AGENT_BUCKETS)
         self.execute_tool = seconds(semconv.METRIC_EXECUTE_TOOL_DURATION)
@@ -90,8 +92,8 @@ class Instruments:
         self.first_chunk = seconds(semconv.METRIC_INFERENCE_TIME_TO_FIRST_CHUNK)
         self.operation_input = tokens(semconv.METRIC_INFERENCE_OPERATION_INPUT_TOKENS)
         self.operation_output = tokens(semconv.METRIC_INFERENCE_OPERATION_OUTPUT_TOKENS)
-        self.usage: dict[str, Counter] = {
-            name: meter.create_counter(name, unit="{token}")
+        self.usage: dict[str, Total] = {
+            name: total(name, "{token}")
             for name in (
                 semconv.METRIC_INFERENCE_INPUT_TOKENS,
                 semconv.METRIC_INFERENCE_OUTPUT_TOKENS,
@@ -118,7 +120,7 @@ def use_meter_provider(
     meter = metrics.get_meter(
         "spanloom.telemetry", __version__, meter_provider=provider, schema_url=semconv.SCHEMA_URL
     )
-    _instruments = Instruments(meter, names)
+    _instruments = Instruments(meter, names, Sums.of(provider))
     return _instruments
 
 

@@ -31,6 +31,7 @@ from spanloom.telemetry import (
     operation,
     pricing,
 )
+from spanloom.telemetry.lean_meters import lean
 from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
     GuardedPropagator,
@@ -110,7 +111,7 @@ class Telemetry:
         FastAPIInstrumentor.instrument_app(
             app,
             tracer_provider=self.tracer_provider,
-            meter_provider=self.meter_provider,
+            meter_provider=lean(self.meter_provider),
             server_request_hook=on_server_span,
             excluded_urls=excluded,
             exclude_spans=["receive", "send"],
