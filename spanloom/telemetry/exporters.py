@@ -76,12 +76,24 @@ def _create(signal: Signal, name: str, settings: TelemetrySettings, **arguments:
             if name == "otlp_proto_grpc"
             else {"endpoint": f"{settings.endpoint.rstrip('/')}/v1/{signal}"}
         )
+    if name == "otlp_proto_http" and not _makes_its_session(signal):
+        from spanloom.telemetry.otlp_session import OtlpSession  # noqa: PLC0415 - with the exporter
+
+        arguments["session"] = OtlpSession()
     return _load(signal, name)(**arguments)
 
 
 def _endpoint_is_set(signal: Signal) -> bool:
     return any(
         os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", f"{signal.upper()}_")
+    )
+
+
+def _makes_its_session(signal: Signal) -> bool:
+    """Whether the exporter gets one from an installed provider of credentials."""
+    return any(
+        os.environ.get(f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{kind}CREDENTIAL_PROVIDER")
+        for kind in ("", f"{signal.upper()}_")
     )
 
 
