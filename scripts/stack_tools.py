@@ -1,4 +1,4 @@
-"""Builds the programs of the production stack, and two checkers, from Go modules.
+"""Builds the programs of the production stack, and three checkers, from Go modules.
 
     python3 scripts/stack_tools.py           build what is missing   (make stack-tools)
     python3 scripts/stack_tools.py --check   only say what is there
@@ -151,6 +151,7 @@ def tools() -> list[Tool]:
             "sigs.k8s.io/kustomize/kustomize/v5",
             tag=f"v{release['KUSTOMIZE_VERSION']}",
         ),
+        Tool("compose-config", release["COMPOSE_SPEC_VERSION"], ".", module="compose"),
     ]
 
 
