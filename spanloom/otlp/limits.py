@@ -10,6 +10,9 @@ MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 _STEP_BYTES: Final = 1024 * 1024
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_MAX_MEMBERS: Final = 64
+"""Parts of one gzip body; clients send one. zlib copies the rest of the body for each of them, so
+that three million empty ones, which fit into 64 MiB, would keep a thread busy for hours."""
 
 
 def decompress(body: bytes, content_encoding: str, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -44,7 +47,13 @@ def _gunzip(body: bytes, limit: int) -> bytes:
     rest = body
     try:
         # A gzip file may have several members, one after the other.
+        members = 0
         while rest:
+            members += 1
+            if members > _MAX_MEMBERS:
+                raise MalformedPayloadError(
+                    f"The gzip body has more than {_MAX_MEMBERS} members; compress it as one."
+                )
             member = zlib.decompressobj(_GZIP_WINDOW)
             while not member.eof:
                 # One byte over the limit is enough to know, so a bomb never unfolds further.

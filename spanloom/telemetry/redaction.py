@@ -42,13 +42,18 @@ _PATTERNS: Final = (
     # scheme://user:password@host, also with an "@" inside the password.
     (re.compile(r"(?<=://)[^\s/?#@:]{0,256}:[^\s/]{0,512}@"), f"{REDACTED}@"),
     (re.compile(r"\b(bearer|basic|negotiate)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    # JSON web tokens. A run of their characters is looked at once, as far as its first dot: from
+    # each "eyJ" in it on, a run without a dot would be read again to its end.
+    (
+        re.compile(r"(?<![\w-])(?=[\w-]++\.[\w-]{4})[\w-]*?\beyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?"),
+        REDACTED,
+    ),
     # Keys known by their prefix: OpenAI, Anthropic, Stripe, GitHub, GitLab, Slack, AWS, Google,
-    # Hugging Face, Groq, and JSON web tokens.
+    # Hugging Face, Groq.
     (
         re.compile(
             r"\b(?:(?:sk|pk|rk|gsk|hf|xai)[-_][\w-]{8,}|gh[opsur]_\w{16,}|github_pat_\w{16,}"
-            r"|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{20,}"
-            r"|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?)"
+            r"|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{20,})"
         ),
         REDACTED,
     ),

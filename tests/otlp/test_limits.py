@@ -29,6 +29,12 @@ def test_gzip_of_several_members() -> None:
     assert decompress(gzip.compress(b"one ") + gzip.compress(b"two"), "gzip") == b"one two"
 
 
+def test_gzip_of_very_many_members_is_refused() -> None:
+    """Their number is bounded, as each costs a copy of the rest: 64 MiB would take hours."""
+    with pytest.raises(MalformedPayloadError, match="compress it as one"):
+        decompress(gzip.compress(b"") * 10_000, "gzip")
+
+
 def test_the_limit_holds_for_both_sizes() -> None:
     """Exactly the limit is taken, one byte more is not, compressed or plain."""
     assert decompress(bytes(100), "", limit=100) == bytes(100)

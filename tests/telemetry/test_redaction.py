@@ -83,11 +83,29 @@ def test_a_secret_at_the_cut_does_not_leak() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "text", ["a" * 300_000, "api_key=" * 40_000, "://" * 90_000, "eyJ" * 90_000, "bearer " * 40_000]
+    "text",
+    [
+        "a" * 300_000,
+        "api_key=" * 40_000,
+        "://" * 90_000,
+        "eyJ" * 90_000,
+        "eyJ-" * 70_000,
+        "eyJ-" * 60_000 + ".eyJ-",
+        "bearer " * 40_000,
+    ],
 )
 def test_hostile_text_ends(text: str) -> None:
     """No pattern goes quadratic on text made for that, which would take minutes."""
     assert len(redact(text, 4096)) <= 4096
+
+
+@pytest.mark.parametrize("before", ["", "=", "session-", "/", "a.b-"])
+def test_a_web_token_is_found_wherever_it_stands(before: str) -> None:
+    """Also in a name that its characters belong to."""
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+
+    assert "IUzI1" not in redact(f"{before}{token} 之后", 1000)
+    assert "c2lnbmF0" not in redact(f"{before}{token} 之后", 1000)
 
 
 @settings(max_examples=50, deadline=None)
