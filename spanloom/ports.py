@@ -30,7 +30,11 @@ COLLECTOR_PROMETHEUS: Final = 8889
 """Collector's Prometheus exporter."""
 COLLECTOR_METRICS: Final = 8888
 """Collector's own metrics."""
+COLLECTOR_HEALTH: Final = 13133
+"""Collector's health."""
 PROMETHEUS: Final = 9090
 LOKI: Final = 3100
 LOKI_GRPC: Final = 9095
 GRAFANA: Final = 3000
+POSTGRES: Final = 5432
+"""PostgreSQL, for the sessions of the observed service."""

@@ -39,7 +39,7 @@ LISTENS = {
     "loki": {ports.LOKI},
     "grafana": {ports.GRAFANA},
     "reap": {ports.REAP_OTLP_HTTP, ports.REAP_HTTP},
-    "postgres": {5432},
+    "postgres": {ports.POSTGRES},
 }
 """Where each container can be reached by others."""
 
@@ -249,7 +249,7 @@ def test_every_address_leads_to_a_container_that_listens_there(profiles: tuple[s
     telemetry = "collector" if "full" in profiles else "spanloom"
     assert {
         ("api", "retrieval", 8001),
-        ("api", "postgres", 5432),
+        ("api", "postgres", ports.POSTGRES),
         ("api", telemetry, ports.OTLP_HTTP),
         ("chat", "api", 8000),
     } <= seen
