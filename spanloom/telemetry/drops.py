@@ -82,7 +82,7 @@ class CountingSpanProcessor(BatchSpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue one ended span."""
-        if span.context and span.context.trace_flags.sampled and _is_full(self):
+        if _is_full(self) and span.context and span.context.trace_flags.sampled:
             record_drop("traces", QUEUE_FULL)
         super().on_end(span)
 

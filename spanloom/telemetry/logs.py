@@ -18,12 +18,13 @@ from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
-from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber
+from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span
 
 from spanloom import semconv
 from spanloom.telemetry import endings
+from spanloom.telemetry.clean_records import as_sdk_record
 from spanloom.telemetry.log_lines import NamedLogger, StdoutWriter, plain, render
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, redact
 
@@ -120,7 +121,7 @@ class LogPipeline:
         if logger is None:
             logger = self._loggers[name] = provider.get_logger(name)
         number, text = _SEVERITY.get(level, _SEVERITY["info"])
-        logger.emit(
+        record = LogRecord(
             timestamp=now,
             observed_timestamp=now,
             context=trace.set_span_in_context(span),
@@ -129,6 +130,8 @@ class LogPipeline:
             body=plain(line["event"]),
             attributes={key: plain(value) for key, value in line.items() if key not in _OUR_KEYS},
         )
+        # The SDK's logger takes both, and annotates one.
+        logger.emit(as_sdk_record(record, logger) or record)  # type: ignore[arg-type]
 
 
 def describe_exception(event_dict: EventDict) -> BaseException | None:

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 from collections.abc import Iterable
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ class PropagationPolicy:
         self._names: set[str] = set()
         self._suffixes: tuple[str, ...] = ()
         self._networks: list[Network] = []
+        self._allows_host = lru_cache(maxsize=1024)(self._decide)
         for word in words:
             if word in {"all", "loopback", "none"}:
                 continue
@@ -66,6 +68,9 @@ class PropagationPolicy:
             host = (urlsplit(url).hostname or "").lower().rstrip(".")
         except ValueError:
             return False
+        return self._allows_host(host)
+
+    def _decide(self, host: str) -> bool:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:

@@ -31,6 +31,7 @@ from spanloom.telemetry import (
     operation,
     pricing,
 )
+from spanloom.telemetry.contrib_http import spare_client_headers, spare_server_headers
 from spanloom.telemetry.lean_meters import lean
 from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
@@ -103,6 +104,7 @@ class Telemetry:
             FastAPIInstrumentor,
         )
 
+        spare_server_headers()
         excluded = None  # contrib reads its own variables
         if not any(os.environ.get(name) for name in _FASTAPI_EXCLUDED_URLS):
             excluded = ",".join(
@@ -261,6 +263,7 @@ def _instrument_libraries(telemetry: Telemetry) -> None:
             instrumentor = getattr(__import__(module, fromlist=[name]), name)()
             if not instrumentor.is_instrumented_by_opentelemetry:
                 if arguments is http:
+                    spare_client_headers()
                     watch_transports(library)
                 instrumentor.instrument(**arguments)
             elif arguments is http:

@@ -68,7 +68,7 @@ class TelemetrySettings:
     """OTLP protocol of each signal (OTEL_EXPORTER_OTLP_PROTOCOL or its _TRACES_ … form)."""
     span_batch_delay_ms: float = 500
     """Longest time a finished span waits to be sent (OTEL_BSP_SCHEDULE_DELAY)."""
-    log_batch_delay_ms: float = 500
+    log_batch_delay_ms: float = 1_000
     """Longest time a log record waits to be sent (OTEL_BLRP_SCHEDULE_DELAY)."""
     metric_interval_ms: float = 10_000
     """Time between two exports of metrics (OTEL_METRIC_EXPORT_INTERVAL)."""

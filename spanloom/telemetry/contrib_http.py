@@ -1,0 +1,65 @@
+"""Work that contrib's HTTP instrumentations do at every request for nothing, left out.
+
+To write captured headers on spans, that of httpx splits all headers of each request and answer,
+also where none is to be captured. That of ASGI decodes the names of all headers for each one it
+looks for. Together they were a sixth of the calls that tracing added to a service. Contrib's
+version is pinned; where it has changed, this changes nothing.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+_logger: Final = logging.getLogger(__name__)
+
+_CAPTURED_BY_CLIENTS: Final = tuple(
+    f"OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_{kind}" for kind in ("REQUEST", "RESPONSE")
+)
+
+
+def spare_client_headers() -> None:
+    """Let contrib's httpx instrumentation leave headers alone, if none are to be captured."""
+    if not any(os.environ.get(name) for name in _CAPTURED_BY_CLIENTS):
+        _replace("opentelemetry.instrumentation.httpx", "_normalize_headers", _no_headers)
+
+
+def spare_server_headers() -> None:
+    """Let contrib's ASGI instrumentation compare the names of headers as the bytes they are."""
+    _replace("opentelemetry.instrumentation.asgi", "ASGIGetter.get", _header_of)
+
+
+def _replace(module: str, name: str, new: Any) -> None:
+    try:
+        *path, last = name.split(".")
+        owner: Any = importlib.import_module(module)
+        for part in path:
+            owner = getattr(owner, part)
+        if getattr(owner, last) is not new:  # AttributeError: it is no longer there
+            setattr(owner, last, new)
+    except (ImportError, AttributeError):
+        _logger.debug("%s has no %s: it goes on as it does", module, name)
+
+
+def _no_headers(*_: Any) -> dict[str, list[str]]:
+    return {}
+
+
+def _header_of(_: Any, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+    """Return a header's values, as contrib's `ASGIGetter.get` does; None where there is none."""
+    headers: Iterable[tuple[bytes, bytes]] = carrier.get("headers") or ()
+    name = key.lower().encode()
+    length = len(name)
+    return [
+        _decoded(value)
+        for found, value in headers
+        if found == name or (len(found) == length and found.lower() == name)
+    ] or None
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except ValueError:
+        return value.decode("unicode_escape")
