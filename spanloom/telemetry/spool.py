@@ -109,6 +109,7 @@ class Spool:
             fsync=self._fsync,
             before_first=self._own,
             on_lost=partial(drops.record_drop, signal, drops.SPOOL_FULL),
+            on_damaged=partial(drops.record_drop, signal, drops.DAMAGED),
         )
         self._journals[signal] = journal
         self.senders[signal] = Sender(

@@ -28,8 +28,9 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
-    TraceState,
 )
+
+from spanloom.telemetry.tracecontext import StrictTraceState
 
 T = TypeVar("T")
 _NOTHING: Final = Resource.get_empty()
@@ -124,7 +125,7 @@ class SpanCodec:
         """Decode an OTLP Span."""
         span = trace_pb2.Span.FromString(body)
         trace_id = int.from_bytes(span.trace_id)
-        state = TraceState.from_header([span.trace_state]) if span.trace_state else TraceState()
+        state = StrictTraceState.from_header([span.trace_state] if span.trace_state else [])
         parent = int.from_bytes(span.parent_span_id)
         code = StatusCode(span.status.code)
         return ReadableSpan(

@@ -21,6 +21,7 @@ one finished span or log record each; an OPEN record holds a span that has not e
 is cut short or whose CRC is wrong ends its segment: nothing behind it is read.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -41,6 +42,13 @@ CONTEXT: Final = 0
 SPAN: Final = 1
 LOG: Final = 2
 OPEN: Final = 3
+
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether a file may be readable in a moment: just now a descriptor or memory is missing."""
+    return error.errno in _PASSING
 
 
 class Record(NamedTuple):
@@ -78,6 +86,8 @@ class Segment:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         head = os.pread(self._descriptor, HEADER.size, 0)
         self.is_valid = len(head) == HEADER.size and head.startswith(MAGIC)
+        self.is_damaged = bool(head) and not self.is_valid
+        """Whether something was there that nobody can read; a torn end was never finished."""
         self.delivered, self.alive = HEADER.size, 0
         if self.is_valid:
             _, self.delivered, self.alive = HEADER.unpack(head)
@@ -98,6 +108,7 @@ class Segment:
                 return
             body = os.pread(self._descriptor, length, offset + RECORD.size)
             if zlib.crc32(body, zlib.crc32(_CHECKED.pack(kind, span_id, context))) != crc:
+                self.is_damaged = True
                 return
             yield Record(kind, bool(void), span_id, context, body, offset, after)
             offset = after

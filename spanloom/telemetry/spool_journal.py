@@ -73,8 +73,9 @@ class _Open:
 class Journal(Generic[T]):
     """Numbered segments of one process and one signal.
 
-    `path_of` names a segment; `before_first` is called before the first is made, and `on_lost`,
-    without the lock, with the number of undelivered items in a segment that had to go.
+    `path_of` names a segment; `before_first` is called before the first is made. Without the lock
+    are called: `on_lost` with the number of undelivered items in a segment that had to go, and
+    `on_damaged` with that of items which cannot be read any more.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Journal(Generic[T]):
         fsync: bool,
         before_first: Callable[[], None],
         on_lost: Callable[[int], None],
+        on_damaged: Callable[[int], None],
     ) -> None:
         self._path_of = path_of
         self._segment_bytes = max_bytes // _SEGMENTS
@@ -92,6 +94,7 @@ class Journal(Generic[T]):
         self._fsync = fsync
         self._before_first = before_first
         self._on_lost = on_lost
+        self._on_damaged = on_damaged
         self._lock = threading.Lock()
         self._parts: deque[_Part] = deque()
         self._appending = self._overwriting = -1
@@ -100,6 +103,7 @@ class Journal(Generic[T]):
         self._open: dict[int, _Open] = {}
         self._alive = 0
         self._lost = 0
+        self._damaged = 0
         self._recent: deque[_Recent[T]] = deque(maxlen=_RECENT)
         self._cursor = self._end = self._last = Position(1, spool_format.HEADER.size)
         self._reader: Reader | None = None
@@ -280,7 +284,18 @@ class Journal(Generic[T]):
                         os.close(descriptor)
 
     def next_batch(self, decode: Callable[[bytes, Origin], T]) -> Batch[T] | None:
-        """Return what comes after the cursor, from memory or else from disk; None for nothing."""
+        """Return what comes after the cursor, from memory or else from disk; None for nothing.
+
+        Raises:
+            OSError: a segment cannot be read just now.
+        """
+        batch = self._next_batch(decode)
+        if self._damaged:  # changed by this thread alone
+            damaged, self._damaged = self._damaged, 0
+            self._on_damaged(damaged)
+        return batch
+
+    def _next_batch(self, decode: Callable[[bytes, Origin], T]) -> Batch[T] | None:
         with self._lock:
             while self._recent and self._recent[0].end <= self._cursor:
                 self._recent.popleft()
@@ -310,18 +325,28 @@ class Journal(Generic[T]):
                 continue
             end = until.offset if part.number == until.segment else part.size
             stored: list[Stored] = []
-            with contextlib.suppress(OSError):  # deleted by somebody: passed over
+            try:
                 if self._reader is None:
                     self._reader, self._reader_end = Reader(part.path, end), end
                 stored = self._reader.batch()
+            except OSError as exc:
+                if spool_format.is_passing(exc):
+                    raise
             if stored:
                 items = [decode(one.record.body, one.origin) for one in stored]
                 ends = [Position(part.number, one.record.end) for one in stored]
                 return Batch(items, ends, is_replay=True)
+            if self._reader is None or self._reader.is_damaged:  # deleted by somebody, or broken
+                self._damaged += self._undelivered_before_recent(part)
             reached = end if self._reader is None else self._reader_end
             self._forget_reader()
             self._move(Position(part.number, reached), 0)
         return None
+
+    def _undelivered_before_recent(self, part: _Part) -> int:
+        """How many items of a segment are on disk only, and wait; one at least."""
+        recent = sum(entry.end.segment == part.number for entry in self._recent)
+        return max(1, part.count - part.delivered - recent)
 
     def delivered(self, batch: Batch[T]) -> None:
         """Note that the backend has a batch, or will never take it."""

@@ -46,6 +46,7 @@ class Orphan:
         self._readers: dict[Signal, Reader] = {}
         self._lock = threading.Lock()
         self._open_spans: list[ReadableSpan] | None = None
+        self._damaged: set[Path] = set()
         self._signals = {signal for signal in _KINDS if self.paths(signal)}
 
     def paths(self, signal: Signal) -> list[Path]:
@@ -72,15 +73,25 @@ class Orphan:
                     reader = self._readers[signal] = Reader(path)
                 if batch := reader.batch():
                     return batch
-            except OSError:
-                _logger.debug("a segment of the spool cannot be read", exc_info=True)
+            except OSError as exc:
+                if spool_format.is_passing(exc):
+                    raise
+                self._is_damaged(signal, path)
             if reader is not None:
+                if reader.is_damaged:
+                    self._is_damaged(signal, path)
                 reader.close()
                 self._readers.pop(signal, None)
             # The last segment knows which spans were open: it goes when those are ended.
             if path != paths[-1]:
                 path.unlink(missing_ok=True)
         return []
+
+    def _is_damaged(self, signal: Signal, path: Path) -> None:
+        """Count a segment, once, as one lost item: how many are behind the damage is not known."""
+        if path not in self._damaged:
+            self._damaged.add(path)
+            drops.record_drop(signal, drops.DAMAGED)
 
     def delivered(self, signal: Signal, count: int) -> None:
         """Note that the backend has the first of the batch, or will never take them."""
@@ -176,7 +187,9 @@ def end_open_spans(paths: list[Path]) -> list[ReadableSpan]:
     for path in paths:
         try:
             segment = spool_format.Segment(path)
-        except OSError:
+        except OSError as exc:
+            if spool_format.is_passing(exc):
+                raise
             continue
         alive = max(alive, segment.alive)
         for stored in stored_records(segment):

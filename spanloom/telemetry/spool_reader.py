@@ -27,6 +27,11 @@ class Reader:
         self._stored = stored_records(self._segment, end)
         self._batch: list[Stored] = []
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether records were met that nobody can read; those behind them are lost as well."""
+        return self._segment.is_damaged
+
     def batch(self) -> list[Stored]:
         """Return undelivered spans or log records, at most 512 and 2 MiB (but one at least)."""
         size = sum(len(stored.record.body) for stored in self._batch)

@@ -185,7 +185,7 @@ def test_a_backend_that_was_dead_gets_everything(
         back.close()
 
 
-def test_a_torn_or_damaged_record_ends_its_segment_only(
+def test_a_torn_record_ends_its_segment_only(
     receiver: Receiver, processes: Processes, folder: Path
 ) -> None:
     """Half a record at the end is passed over, and everything before it arrives."""
@@ -197,6 +197,30 @@ def test_a_torn_or_damaged_record_ends_its_segment_only(
     wait_for(lambda: receiver.spans and not processes.left())
 
     assert names(receiver) == {f"span {number}": 1 for number in range(19)}
+
+
+def test_what_a_dead_process_left_damaged_is_counted(
+    receiver: Receiver, processes: Processes, folder: Path
+) -> None:
+    """What lies before a flipped bit arrives; that something behind it is lost is in the metric."""
+    processes.crash("work(0, 20); ready()", DEAD)
+    (segment,) = folder.glob("*.traces.*")
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"\x07span 10") + 1] ^= 1  # with its length before it
+    segment.write_bytes(data)
+    mark = processes.start(
+        """
+from spanloom.telemetry.metrics import render
+wanted = b'spanloom_telemetry_dropped_total{reason="damaged",signal="traces"} 1.0'
+while wanted not in render("")[0]:
+    time.sleep(0.1)
+ready()
+""",
+        receiver.url,
+    )
+    wait_for(lambda: mark.exists() and not processes.left(), 60)
+
+    assert names(receiver) == {f"span {number}": 1 for number in range(10)}
 
 
 def test_garbage_in_the_folder_stops_nobody(

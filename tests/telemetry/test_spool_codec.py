@@ -14,6 +14,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from spanloom.telemetry import spool_format
 from spanloom.telemetry.spool_codec import LogCodec, SpanCodec, decode_origin, encode_origin
+from spanloom.telemetry.tracecontext import StrictTraceState
 
 RESOURCE = Resource({"service.name": "名", "list": ["a", "b"], "n": 1}, "https://schema/1")
 
@@ -69,6 +70,18 @@ def test_a_span_comes_back_whole() -> None:
     assert {field.name for field in sent.DESCRIPTOR.fields} == {
         field.name for field, _ in sent.ListFields()
     }
+
+
+def test_a_trace_state_of_level_2_comes_back() -> None:
+    """Its keys are legal now; OpenTelemetry's own reader refuses them, and with them the list."""
+    state = StrictTraceState([("tenant@@system", "1"), ("9", "2"), ("k", "3")])
+    span = ReadableSpan("x", context=SpanContext(7, 8, is_remote=False, trace_state=state))
+    codec = SpanCodec()
+
+    again = codec.decode(codec.encode(span), codec.origin(span))
+
+    assert again.context is not None
+    assert list(again.context.trace_state.items()) == list(state.items())
 
 
 @pytest.mark.parametrize("code", [StatusCode.UNSET, StatusCode.OK])
