@@ -5,6 +5,8 @@ The span of a node or tool is one that has its name as a word of the span's name
 call is one with any of `model_marks`. Tokens are the first of the keys that is there.
 """
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ class Convention:
     """Attribute and value, in small letters."""
     input_tokens: tuple[str, ...] = ()
     output_tokens: tuple[str, ...] = ()
+    usage_json: str = ""
+    """Attribute with both as JSON, `{"input": 11, "output": 5}`."""
     counted: tuple[str, ...] = ()
     """What else says how much of a stream had come: a number of chunks, or the text itself."""
     conversation: tuple[str, ...] = ()
@@ -68,7 +72,15 @@ OPENLLMETRY: Final = Convention(
         "traceloop.association.properties.session_id",
     ),
 )
-ALL: Final = (GENAI, SPANLOOM, OPENINFERENCE, OPENLLMETRY)
+LANGFUSE: Final = Convention(
+    "Langfuse",
+    model_marks=(("langfuse.observation.type", "generation"),),
+    usage_json="langfuse.observation.usage_details",
+    counted=("langfuse.observation.output",),
+    conversation=("session.id", "langfuse.observation.metadata.thread_id"),
+)
+OPENLIT: Final = Convention("OpenLIT, beside the GenAI conventions")
+ALL: Final = (GENAI, SPANLOOM, OPENINFERENCE, OPENLLMETRY, LANGFUSE, OPENLIT)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,9 @@ class Reader:
     def tokens(self, span: Span) -> tuple[int | None, int | None]:
         """Input and output tokens; None where nothing is said."""
         given = span.attributes
+        for convention in self.conventions:
+            if usage := _json_object(given.get(convention.usage_json)):
+                return _first(usage, ["input"]), _first(usage, ["output"])
         return (
             _first(given, [k for one in self.conventions for k in one.input_tokens]),
             _first(given, [k for one in self.conventions for k in one.output_tokens]),
@@ -111,6 +126,14 @@ class Reader:
         """What the span says that it belongs to."""
         keys = (key for one in self.conventions for key in one.conversation)
         return {str(span.attributes[key]) for key in keys if span.attributes.get(key)}
+
+
+def _json_object(text: Any) -> dict[str, Any]:
+    if isinstance(text, str):
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(text), dict):
+                return found
+    return {}
 
 
 def _first(attributes: Mapping[str, Any], keys: list[str]) -> int | None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from .card import ERROR, FINE, Scenario, Unit
 from .conventions import Reader
-from .record import MODEL, Mark, Recording, Span
+from .record import HARNESS_SCOPE, MODEL, Mark, Recording, Span
 
 PROPERTIES: Final = {
     "application": "the application does what it does without a tracer",
@@ -152,7 +152,7 @@ class _Case:
         if calls and calls.inside and self.of[calls.inside]:
             for span in self.models:
                 if (place := self._unit_above(span)) != calls.inside:
-                    yield f"a model call is inside {place}, not {calls.inside}"
+                    yield f"a model call is inside {place or 'no unit'}, not {calls.inside}"
 
     def _misplaced_units(self) -> Iterator[str]:
         """Units with too few spans in their place: what else has their name may be anywhere."""
@@ -255,8 +255,11 @@ class _Case:
 
     def trace(self) -> Iterator[str]:
         requests = self.recording.requests
+        servers = [one for one in self.recording.spans if one.scope == HARNESS_SCOPE]
         for span in self.tracers:
-            if span.trace not in requests:
+            # what is made between requests, as when a graph is compiled, belongs to none
+            during = any(one.start <= span.start <= (one.end or span.start) for one in servers)
+            if during and span.trace not in requests:
                 yield f"{span.name} is in another trace"
         trace_of = {span.id: span.trace for span in self.recording.spans}
         for mark in self.recording.marks:

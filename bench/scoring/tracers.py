@@ -7,7 +7,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from .conventions import ALL, GENAI, OPENINFERENCE, OPENLLMETRY, SPANLOOM, Convention
+from overhead.tracers import PEERS
+
+from .conventions import (
+    ALL,
+    GENAI,
+    LANGFUSE,
+    OPENINFERENCE,
+    OPENLIT,
+    OPENLLMETRY,
+    SPANLOOM,
+    Convention,
+)
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _PINNED: Final = ("opentelemetry-sdk", "opentelemetry-instrumentation-httpx", "httpx2")
@@ -35,33 +46,24 @@ class Tracer:
         """What of it is installed."""
         if self.name == "spanloom":
             return version("spanloom")
-        return ", ".join(one.partition("==")[2] or one for one in self.requirements)
+        if self.name in PEERS:
+            return self.requirements[0].partition("==")[2]
+        return ", ".join(self.requirements)
 
 
+_READ_AS: Final = {
+    "traceloop": (GENAI, OPENLLMETRY),
+    "openlit": (GENAI, OPENLIT),
+    "otel-genai": (GENAI,),
+    "openinference": (OPENINFERENCE,),
+    "langfuse": (LANGFUSE,),
+}
 TRACERS: Final = {
-    tracer.name: tracer
-    for tracer in (
-        Tracer("none", "no tracer"),
-        Tracer("spanloom", "Spanloom", conventions=(GENAI, SPANLOOM)),
-        Tracer(
-            "traceloop",
-            "Traceloop",
-            ("opentelemetry-instrumentation-langchain==0.62.4",),
-            (GENAI, OPENLLMETRY),
-        ),
-        Tracer(
-            "otel-genai",
-            "OTel official",
-            ("opentelemetry-instrumentation-genai-langchain==1.3b0",),
-            (GENAI,),
-        ),
-        Tracer(
-            "openinference",
-            "OpenInference",
-            ("openinference-instrumentation-langchain==0.1.80",),
-            (OPENINFERENCE,),
-        ),
-    )
+    "none": Tracer("none", "no tracer"),
+    "spanloom": Tracer("spanloom", "Spanloom", conventions=(GENAI, SPANLOOM)),
+} | {
+    name: Tracer(name, PEERS[name].name, PEERS[name].requirements, conventions)
+    for name, conventions in _READ_AS.items()
 }
 
 
@@ -84,7 +86,7 @@ def requirements(tracer: Tracer, langgraph: str | None) -> list[str]:
         application = [f"{name}=={version(name)}" for name in _APPLICATION]
     else:  # whatever of LangChain goes with it
         application = [f"langgraph=={langgraph}", *_APPLICATION[1:]]
-    own = list(tracer.requirements)
+    own = [one for one in tracer.requirements if one not in _APPLICATION]
     if tracer.name == "spanloom":
         own = _of_spanloom()
     return [*own, *application, *(f"{name}=={version(name)}" for name in _PINNED)]

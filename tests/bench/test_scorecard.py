@@ -10,12 +10,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-
-from bench.scoring.card import ERROR, SCENARIOS, Calls, Scenario, Unit
-from bench.scoring.conventions import ALL, GENAI, OPENINFERENCE, Reader
-from bench.scoring.judge import PROPERTIES, judge
-from bench.scoring.record import HARNESS_SCOPE, HTTP_SCOPE, MODEL, Mark, Recording, Span
-from bench.scoring.tracers import TRACERS, named
+from scoring.card import ERROR, SCENARIOS, Calls, Scenario, Unit
+from scoring.conventions import ALL, GENAI, OPENINFERENCE, Reader
+from scoring.judge import PROPERTIES, judge
+from scoring.record import HARNESS_SCOPE, HTTP_SCOPE, MODEL, Mark, Recording, Span
+from scoring.tracers import TRACERS, named
 
 ROOT = Path(__file__).parents[2]
 TRACE = "0" * 31 + "a"
@@ -225,10 +224,26 @@ def test_leaks() -> None:
     assert "ended" in problems(dataclasses.replace(GOOD, after_off=2), off)
 
 
+def test_usage_as_json_which_may_be_anything() -> None:
+    scenario = Scenario("model", "", calls=Calls(tokens=(11, 5)))
+    kind = {"langfuse.observation.type": "generation"}
+    for said, wrong in (
+        ('{"input": 11, "output": 5, "total": 16}', False),
+        ('{"input": 11', True),
+        ("[11, 5]", True),
+        ('{"input": "11"}', True),
+    ):
+        usage = {**kind, "langfuse.observation.usage_details": said}
+        found = problems(asked(span("ChatOpenAI", 3, 1, attributes=usage)), scenario)
+        assert ("tokens" in found) is wrong, said
+
+
 def test_another_trace() -> None:
     elsewhere = "0" * 31 + "b"
 
     assert problems(replaced(GOOD, 2, trace=elsewhere))["trace"] == ("run is in another trace",)
+    compiling = span("create_agent", 0, None, trace=elsewhere)  # before the request
+    assert problems(dataclasses.replace(GOOD, spans=(*GOOD.spans, compiling))) == {}
     stray = dataclasses.replace(GOOD, marks=(mark("look_up", 3, 4, elsewhere),))
     assert problems(stray)["trace"] == ("a call from look_up is in another trace",)
 
@@ -285,6 +300,7 @@ def test_every_attribute_that_is_read_is_in_the_documentation() -> None:
         keys = {key for key, _ in convention.model_marks}
         for field in ("unit_keys", "input_tokens", "output_tokens", "counted", "conversation"):
             keys |= set(getattr(convention, field))
+        keys |= {convention.usage_json} - {""}
         missing = [key for key in sorted(keys) if f"`{key}`" not in page]
         assert not missing, convention.source
     assert [name for name in PROPERTIES if f"**{name}**" not in page] == []

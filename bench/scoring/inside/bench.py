@@ -122,6 +122,8 @@ class Bench:
         self.logger_provider.add_log_record_processor(SimpleLogRecordProcessor(self.log_sink))
         self.server = Server()
         self.switch_off: Callable[[], None] | None = None
+        self.callbacks: Callable[[], list[Any]] | None = None
+        """Makes the handlers of a run, for a tracer that has to be handed to each."""
         self._tracer = self.provider.get_tracer(HARNESS_SCOPE)
         self._httpx = http_library()
         self._client = self._httpx.Client(timeout=60, trust_env=False)
@@ -197,6 +199,11 @@ class Bench:
         number = self._mark(unit)
         await self._async_client.get(f"{self.server.url}/{number}")
         return unit
+
+    def config(self, **configurable: Any) -> Any:
+        """The configuration of a run."""
+        handlers = {} if self.callbacks is None else {"callbacks": self.callbacks()}
+        return {"configurable": configurable, **handlers}
 
     def expect(self, found: Any, wanted: Any) -> None:
         """What the application has to come to, under every tracer."""

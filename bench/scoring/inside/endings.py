@@ -28,7 +28,9 @@ async def raises(bench: Bench) -> None:
         raise LookupError("no such card")
 
     with bench.request():
-        raised = await raised_by(chain({"charge_card": charge_card}).ainvoke({"seen": []}))
+        raised = await raised_by(
+            chain({"charge_card": charge_card}).ainvoke({"seen": []}, bench.config())
+        )
     bench.expect(raised, "LookupError")
 
 
@@ -45,7 +47,7 @@ async def retry(bench: Bench) -> None:
     policy = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False)
     graph = chain({"flaky_call": flaky_call}, options={"retry_policy": policy})
     with bench.request():
-        result = await graph.ainvoke({"seen": []})
+        result = await graph.ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["done"]})
 
 
@@ -66,14 +68,16 @@ async def timeout(bench: Bench) -> None:
         raise NotPossibleError("this LangGraph has no timeouts of nodes")
     options = {"timeout": policy(run_timeout=2)}
     with bench.request():
-        work = chain({"slow_query": slow(bench)}, options=options).ainvoke({"seen": []})
+        work = chain({"slow_query": slow(bench)}, options=options).ainvoke(
+            {"seen": []}, bench.config()
+        )
         raised = await raised_by(work)
     bench.expect(raised, "NodeTimeoutError")
 
 
 async def wait_for(bench: Bench) -> None:
     with bench.request():
-        work = chain({"slow_query": slow(bench)}).ainvoke({"seen": []})
+        work = chain({"slow_query": slow(bench)}).ainvoke({"seen": []}, bench.config())
         raised = await raised_by(asyncio.wait_for(work, 2))
     bench.expect(raised, "TimeoutError")
 
@@ -84,11 +88,12 @@ async def interrupted(bench: Bench) -> None:
         return {"seen": [interrupt("which one?")]}
 
     graph = chain({"ask_human": ask_human}, checkpointer=InMemorySaver())
-    config: Any = {"configurable": {"thread_id": "conversation-7"}}
     with bench.request():
+        config = bench.config(thread_id="conversation-7")
         paused = await graph.ainvoke({"seen": []}, config)
     bench.expect([one.value for one in paused["__interrupt__"]], ["which one?"])
     with bench.request():
+        config = bench.config(thread_id="conversation-7")
         result = await graph.ainvoke(Command(resume="this one"), config)
     bench.expect(result["seen"], ["this one"])
 
@@ -105,5 +110,5 @@ async def hangs(bench: Bench) -> None:
         return {"seen": [await wait_long.ainvoke({"word": "x"})]}
 
     with bench.request():
-        result = await chain({"fetch_stock": fetch_stock}).ainvoke({"seen": []})
+        result = await chain({"fetch_stock": fetch_stock}).ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["came"]})

@@ -29,7 +29,7 @@ async def agent(bench: Bench) -> None:
     ]
     helper = create_agent(model((7, 2), asks=asks), [fetch_page, sum_up], name="helper")
     with bench.request():
-        result = await helper.ainvoke({"messages": [("user", "hi")]})
+        result = await helper.ainvoke({"messages": [("user", "hi")]}, bench.config())
     said = sorted(message.text for message in result["messages"] if message.type == "tool")
     bench.expect(said, ["fetch_page", "sum_up"])
 
@@ -50,7 +50,7 @@ async def openai(bench: Bench) -> None:
         return {"seen": ["".join(parts)]}
 
     with bench.request():
-        result = await chain({"reply": reply}).ainvoke({"seen": []})
+        result = await chain({"reply": reply}).ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["".join(ANSWER)]})
 
 
@@ -67,7 +67,7 @@ async def openai_cut(bench: Bench) -> None:
 
     async def respond() -> None:
         with bench.request():
-            await chain({"reply": reply}).ainvoke({"seen": []})
+            await chain({"reply": reply}).ainvoke({"seen": []}, bench.config())
 
     bench.server.release.clear()
     response = asyncio.create_task(respond())

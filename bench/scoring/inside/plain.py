@@ -32,7 +32,9 @@ async def ainvoke(bench: Bench) -> None:
         return {"seen": [(await model().ainvoke("hi")).text]}
 
     with bench.request():
-        result = await chain({"look_up": look_up, "answer": answer}).ainvoke({"seen": []})
+        result = await chain({"look_up": look_up, "answer": answer}).ainvoke(
+            {"seen": []}, bench.config()
+        )
     bench.expect(result, {"seen": ["search_docs", "a tree of spans"]})
 
 
@@ -50,7 +52,7 @@ def invoke(bench: Bench) -> None:
         return {"seen": [model().invoke("hi").text]}
 
     with bench.request():
-        result = chain({"look_up": look_up, "answer": answer}).invoke({"seen": []})
+        result = chain({"look_up": look_up, "answer": answer}).invoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["search_docs", "a tree of spans"]})
 
 
@@ -71,7 +73,7 @@ async def astream(bench: Bench) -> None:
     for mode in MODES:
         items = 0
         with bench.request():
-            async for _ in graph.astream({"seen": []}, stream_mode=mode):
+            async for _ in graph.astream({"seen": []}, bench.config(), stream_mode=mode):
                 bench.at_home()
                 items += 1
         bench.expect(items > 0, True)
@@ -88,7 +90,7 @@ def stream(bench: Bench) -> None:
     for mode in MODES:
         items = 0
         with bench.request():
-            for _ in graph.stream({"seen": []}, stream_mode=mode):
+            for _ in graph.stream({"seen": []}, bench.config(), stream_mode=mode):
                 bench.at_home()
                 items += 1
         bench.expect(items > 0, True)
@@ -97,7 +99,7 @@ def stream(bench: Bench) -> None:
 async def events(bench: Bench) -> None:
     kinds = set()
     with bench.request():
-        async for event in talker(bench).astream_events({"seen": []}, version="v2"):
+        async for event in talker(bench).astream_events({"seen": []}, bench.config(), version="v2"):
             bench.at_home()
             kinds.add(event["event"])
     bench.expect({"on_chain_stream", "on_chat_model_end"} <= kinds, True)
@@ -108,7 +110,7 @@ async def other_task(bench: Bench) -> None:
         return [item async for item in items]
 
     with bench.request():
-        items = talker(bench).astream({"seen": []}, stream_mode="updates")
+        items = talker(bench).astream({"seen": []}, bench.config(), stream_mode="updates")
         found = await asyncio.create_task(drain(items))
     bench.expect([*found[0], *found[1]], ["talk", "write_down"])
 
@@ -126,7 +128,7 @@ async def client_gone(bench: Bench) -> None:
 
     async def respond() -> None:
         with bench.request():
-            async for _ in graph.astream({"seen": []}, stream_mode="updates"):
+            async for _ in graph.astream({"seen": []}, bench.config(), stream_mode="updates"):
                 bench.at_home()
 
     response = asyncio.create_task(respond())
@@ -145,7 +147,7 @@ async def _fan_out(bench: Bench, width: int) -> None:
     )
     builder.add_edge("price_item", END)
     with bench.request():
-        result = await builder.compile(name="pipeline").ainvoke({"seen": []})
+        result = await builder.compile(name="pipeline").ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["price_item"] * width})
 
 
@@ -160,7 +162,7 @@ async def wide_fan_out(bench: Bench) -> None:
 async def sub_graph(bench: Bench) -> None:
     graph = chain({"research": chain({"read_page": worker(bench, "read_page")})})
     with bench.request():
-        result = await graph.ainvoke({"seen": []})
+        result = await graph.ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["read_page"]})
 
 
@@ -174,7 +176,7 @@ async def nested(bench: Bench) -> None:
         return {"seen": found["seen"]}
 
     with bench.request():
-        result = await chain({"plan_trip": plan_trip}).ainvoke({"seen": []})
+        result = await chain({"plan_trip": plan_trip}).ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["find_hotel"]})
 
 
@@ -187,7 +189,7 @@ async def goto(bench: Bench) -> None:
     builder.add_node("escalate", worker(bench, "escalate"))
     builder.add_edge(START, "triage")
     with bench.request():
-        result = await builder.compile(name="pipeline").ainvoke({"seen": []})
+        result = await builder.compile(name="pipeline").ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["triage", "escalate"]})
 
 
@@ -201,7 +203,7 @@ async def handoff(bench: Bench) -> None:
     builder.add_node("take_over", worker(bench, "take_over"))
     builder.add_edge(START, "team")
     with bench.request():
-        result = await builder.compile(name="pipeline").ainvoke({"seen": []})
+        result = await builder.compile(name="pipeline").ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["leave_team", "take_over"]})
 
 
@@ -214,7 +216,7 @@ async def cached(bench: Bench) -> None:
     graph = builder.compile(name="pipeline", cache=InMemoryCache())
     for _ in range(2):
         with bench.request():
-            result = await graph.ainvoke({"seen": []})
+            result = await graph.ainvoke({"seen": []}, bench.config())
         bench.expect(result, {"seen": ["slow_lookup", "use_result"]})
 
 
@@ -229,7 +231,7 @@ async def deferred(bench: Bench) -> None:
     builder.add_edge("short_way", "join_ways")
     builder.add_edge("longer_way", "join_ways")
     with bench.request():
-        result = await builder.compile(name="pipeline").ainvoke({"seen": []})
+        result = await builder.compile(name="pipeline").ainvoke({"seen": []}, bench.config())
     bench.expect(result["seen"][-1], "join_ways")
     bench.expect(len(result["seen"]), 4)
 
@@ -247,7 +249,7 @@ async def functional(bench: Bench) -> None:
         return list(found)
 
     with bench.request():
-        result = await plan_week.ainvoke(["Monday", "Tuesday"])
+        result = await plan_week.ainvoke(["Monday", "Tuesday"], bench.config())
     bench.expect(result, ["Monday", "Tuesday"])
 
 
@@ -263,7 +265,7 @@ async def threads(bench: Bench) -> None:
 
     graph = chain({"sync_step": sync_worker(bench, "sync_step"), "thread_step": thread_step})
     with bench.request():
-        result = await graph.ainvoke({"seen": []})
+        result = await graph.ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": ["sync_step", "sync_tool"]})
 
 
@@ -278,9 +280,7 @@ async def concurrent(bench: Bench) -> None:
 
     async def one(number: int) -> Any:
         with bench.request():
-            return await graph.ainvoke(
-                {"seen": []}, {"configurable": {"thread_id": f"thread-{number}"}}
-            )
+            return await graph.ainvoke({"seen": []}, bench.config(thread_id=f"thread-{number}"))
 
     results = await asyncio.gather(*(one(number) for number in range(200)))
     bench.expect(results, [{"seen": ["step_one", "step_two"]}] * 200)

@@ -57,22 +57,22 @@ def body_of(name: str, early: Any) -> Body:
 
 async def _compiled_before(early: Any, bench: Bench) -> None:
     with bench.request():
-        bench.expect(await early.ainvoke({"seen": []}), {"seen": ["early_bird"]})
+        bench.expect(await early.ainvoke({"seen": []}, bench.config()), {"seen": ["early_bird"]})
     late = chain({"late_riser": worker(bench, "late_riser")})
     with bench.request():
-        bench.expect(await late.ainvoke({"seen": []}), {"seen": ["late_riser"]})
+        bench.expect(await late.ainvoke({"seen": []}, bench.config()), {"seen": ["late_riser"]})
 
 
 async def _off(bench: Bench) -> None:
     """Run it once as ever and once without the tracer; has to be the last scenario."""
     with bench.request():
-        await chain({"still_works": _nothing}).ainvoke({"seen": []})
+        await chain({"still_works": _nothing}).ainvoke({"seen": []}, bench.config())
     if bench.switch_off is None:
         raise NotPossibleError("the tracer cannot be switched off")
     bench.switch_off()
     before = bench.spans_of_tracer()
     with bench.request():
-        result = await chain({"without": _nothing}).ainvoke({"seen": []})
+        result = await chain({"without": _nothing}).ainvoke({"seen": []}, bench.config())
     bench.expect(result, {"seen": []})
     bench.after_off = bench.spans_of_tracer() - before
 
