@@ -39,6 +39,8 @@ def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
     session_store(settings)
     check_model_settings(settings)
     own = setup(SERVICE_NAME, service_version=VERSION) if telemetry is None else None
+    handle = telemetry or own
+    assert handle is not None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +62,7 @@ def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
                 settings=settings,
                 checkpointer=sessions.checkpointer,
             )
-            app.state.chat = ChatService(agent, sessions, settings)
+            app.state.chat = ChatService(agent, sessions, settings, handle)
             app.state.readiness = Readiness(retrieval, sessions, settings, http)
             app.state.started = time.monotonic()
             yield
@@ -76,8 +78,6 @@ def assemble(settings: Settings, telemetry: Telemetry | None) -> FastAPI:
     app.state.settings = settings
     app.include_router(router)
     add_exception_handlers(app)
-    handle = telemetry or own
-    assert handle is not None
     handle.instrument_fastapi(app)
     return app
 

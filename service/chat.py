@@ -10,9 +10,9 @@ from opentelemetry import trace
 from service.agent.graph import Agent, Answer
 from service.agent.nodes import Redraft, Token
 from service.errors import DeadlineExceededError, as_unavailable
-from service.sessions import Sessions, pseudonym, thread_id
+from service.sessions import Sessions, thread_id
 from service.settings import Settings
-from spanloom.telemetry import deadline, get_logger, semconv
+from spanloom.telemetry import Telemetry, deadline, get_logger, semconv
 
 _log = get_logger(__name__)
 
@@ -33,6 +33,7 @@ class ChatService:
     agent: Agent
     sessions: Sessions
     settings: Settings
+    telemetry: Telemetry
 
     async def answer(
         self, question: Question, *, endpoint: str, emit: Callable[[Token | Redraft], None]
@@ -45,7 +46,7 @@ class ChatService:
         """
         started = time.perf_counter()
         thread = thread_id(question.user_id, question.session_id)
-        user = pseudonym(question.user_id)
+        user = self.telemetry.user_attribute(question.user_id)
         span = trace.get_current_span()
         span.set_attribute(semconv.SESSION_ID, question.session_id)
         span.set_attribute(semconv.USER_ID, user)

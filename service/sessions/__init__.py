@@ -76,8 +76,3 @@ def thread_id(user_id: str, session_id: str) -> str | None:
     if user_id == ANONYMOUS and session_id == DEFAULT_SESSION:
         return None
     return hashlib.sha256(f"{user_id}\0{session_id}".encode()).hexdigest()
-
-
-def pseudonym(user_id: str) -> str:
-    """What logs and spans call a user: stable, not the id itself."""
-    return hashlib.sha256(user_id.encode()).hexdigest()[:16]

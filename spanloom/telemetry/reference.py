@@ -208,7 +208,9 @@ def _sentences() -> dict[str, str]:
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
                 found[name] = re.sub(
-                    r"[\w{},*]*(?:OTEL|SPANLOOM)_[\w{},*]+", r"`\g<0>`", " ".join(text.split())
+                    r"[\w{},*]*(?:OTEL|SPANLOOM)_[\w{},*]*[\w}*]",
+                    r"`\g<0>`",
+                    " ".join(text.split()),
                 )
     return found
 

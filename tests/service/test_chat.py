@@ -1,10 +1,11 @@
 import asyncio
+import dataclasses
 import re
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.sessions import pseudonym
+from spanloom.telemetry import Telemetry
 from tests.service.conftest import Api, Start
 from tests.service.loopback import USAGE, FakeLLM, FakeRetrieval, Fault
 
@@ -47,8 +48,25 @@ async def test_the_server_span_names_session_and_user_without_the_users_id(
     server = next(span for span in spans.get_finished_spans() if span.name == "POST /chat")
     assert server.attributes is not None
     assert server.attributes["session.id"] == "holiday"
-    assert server.attributes["user.id"] == pseudonym("alice")
+    assert re.fullmatch(r"[0-9a-f]{16}", str(server.attributes["user.id"]))
     assert "alice" not in str([dict(span.attributes or {}) for span in spans.get_finished_spans()])
+
+
+async def test_the_users_id_is_written_as_it_is_where_the_operator_says_so(
+    api: Api,
+    telemetry: Telemetry,
+    spans: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SPANLOOM_HASH_USER_ID=false holds for this service as for every other."""
+    settings = dataclasses.replace(telemetry.settings, hash_user_id=False)
+    monkeypatch.setattr(telemetry, "settings", settings)
+
+    await api.ask(user_id="alice")
+
+    server = next(span for span in spans.get_finished_spans() if span.name == "POST /chat")
+    assert server.attributes is not None
+    assert server.attributes["user.id"] == "alice"
 
 
 async def test_three_searches_run_and_their_union_is_reranked(
