@@ -7,7 +7,7 @@ STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run chat test stack-tools test-stack check format lint types layers docs lock bench scorecard simulate clean
+.PHONY: help setup setup-dev run chat test coverage stack-tools test-stack check format lint types layers docs lock bench scorecard simulate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ chat: ## the chat page in a browser, beside `make run` (installs Streamlit)
 
 test: setup-dev ## the whole test suite, real processes included
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+coverage: setup-dev ## the test suite with its branch coverage (coverage.xml)
+	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml $(PYTEST_ARGS)
 
 test-versions: setup-dev ## the LangGraph scenarios with the oldest and newest LangGraph
 	.venv/bin/python scripts/langgraph_versions.py
