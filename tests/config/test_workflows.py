@@ -22,9 +22,7 @@ BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Neither a target nor a script: a step's output.
-OWN_COMMANDS = [
-    'echo "name=ghcr.io/${GITHUB_REPOSITORY,,}" >>"$GITHUB_OUTPUT" # names are lower case'
-]
+OWN_COMMANDS = ['echo "name=ghcr.io/${GITHUB_REPOSITORY,,}" >>"$GITHUB_OUTPUT"']
 
 
 def load(file: Path) -> dict[str, Any]:
