@@ -64,7 +64,7 @@ simulate: setup-dev ## what sampling keeps at each scale, and what each scale ta
 	@.venv/bin/python bench/sampling_simulation.py
 	@.venv/bin/python bench/capacity_model.py
 
-scorecard: setup-dev ## LangGraph scenarios under this tracer and others (ARGS="--langgraph 1.3.0")
+scorecard: setup-dev ## LangGraph scenarios under this tracer and others (ARGS="--langgraph 1.2.24")
 	@.venv/bin/python bench/scorecard.py $(or $(ARGS),--with-peers)
 
 lock: ## refresh requirements*.lock (needs uv)

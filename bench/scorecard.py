@@ -2,7 +2,7 @@
 
     python bench/scorecard.py                               # this library, and no tracer at all
     python bench/scorecard.py --with-peers                  # and three others (make scorecard)
-    python bench/scorecard.py --langgraph 1.3.0             # another release of LangGraph
+    python bench/scorecard.py --langgraph 1.2.24            # another release of LangGraph
     python bench/scorecard.py --tracer my_tracer:MyInstrumentor --with my-tracer
     python bench/scorecard.py --with-peers --write          # docs/scorecard.md
 

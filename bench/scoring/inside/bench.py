@@ -34,7 +34,7 @@ from scoring.record import HARNESS_SCOPE, HTTP_SCOPE, MODEL
 
 GRACE_S = 10.0
 """Spans may end so much later than the work they stand for."""
-OPEN_S = 6.0
+OPEN_S = 12.0
 """How long a tool hangs where nobody shows it."""
 _REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
 

@@ -12,6 +12,9 @@ from langgraph.types import Command, RetryPolicy, interrupt
 from scoring.inside.bench import Bench, NotPossibleError
 from scoring.inside.parts import State, chain
 
+CUT_AFTER_S = 5
+"""Long enough for a node to have begun, also where the machine is busy."""
+
 
 async def raised_by(work: Awaitable[Any]) -> str:
     """Name the type of what comes out of a piece of work."""
@@ -66,7 +69,7 @@ async def timeout(bench: Bench) -> None:
     policy = getattr(types, "TimeoutPolicy", None)
     if policy is None:
         raise NotPossibleError("this LangGraph has no timeouts of nodes")
-    options = {"timeout": policy(run_timeout=2)}
+    options = {"timeout": policy(run_timeout=CUT_AFTER_S)}
     with bench.request():
         work = chain({"slow_query": slow(bench)}, options=options).ainvoke(
             {"seen": []}, bench.config()
@@ -78,7 +81,7 @@ async def timeout(bench: Bench) -> None:
 async def wait_for(bench: Bench) -> None:
     with bench.request():
         work = chain({"slow_query": slow(bench)}).ainvoke({"seen": []}, bench.config())
-        raised = await raised_by(asyncio.wait_for(work, 2))
+        raised = await raised_by(asyncio.wait_for(work, CUT_AFTER_S))
     bench.expect(raised, "TimeoutError")
 
 
