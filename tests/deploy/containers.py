@@ -47,6 +47,24 @@ class Builder:
         self._holder.kill()
         self._holder.wait()
 
+    @property
+    def pid(self) -> int:
+        """The process whose mount namespace everything here is in."""
+        return self._holder.pid
+
+    def copy(self, name: str, stage: str | None) -> str:
+        """A folder with what a stage's image holds, or this host's files, for mount points."""
+        if stage is not None:
+            self.build(stage)
+        layers = [f"{self._scratch}/{each}/upper" for each in self._chain(stage)] if stage else []
+        folder = f"{self._scratch}/of-{name}"
+        self.inside(
+            f"mkdir -p {folder}/upper {folder}/work {folder}/root;"
+            f"mount -t overlay overlay -o lowerdir={':'.join([*layers, '/'])},"
+            f"upperdir={folder}/upper,workdir={folder}/work {folder}/root"
+        )
+        return f"{folder}/root"
+
     def inside(self, script: str, *, stdin: bytes | None = None, **env: str) -> str:
         """Run a shell script in the namespace; its output."""
         done = subprocess.run(
@@ -248,7 +266,7 @@ def container(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *("nsenter", "--mount", "--target", str(builder._holder.pid)),
+                *("nsenter", "--mount", "--target", str(builder.pid)),
                 *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
                 *("sh", "-ec", setup, "sh", "env", "-i"),
                 *(f"{key}={value}" for key, value in variables.items()),
@@ -258,8 +276,20 @@ def container(
             stderr=subprocess.STDOUT,
         )
     try:
-        yield Container(process, _child(process, log), log, variables)
+        yield Container(process, first_process(process, log), log, variables)
     finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a container's first process, and with it the container, if it still runs.
+
+    Not only unshare: its `--kill-child` is forgotten by the kernel when the child changes user.
+    """
+    if process.poll() is None:
+        for pid in _children(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
 
@@ -320,14 +350,23 @@ def _of_root(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def _child(process: subprocess.Popen[bytes], log: Path) -> int:
+def first_process(process: subprocess.Popen[bytes], log: Path) -> int:
     """The process that unshare has forked: PID 1 of the container."""
     end = time.monotonic() + READY_S
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         # a command runs inside the image only once the image has become the root
-        if children and str(Path(f"/proc/{children[0]}/root").readlink()) != "/":
-            return int(children[0])
+        for pid in _children(process):
+            with contextlib.suppress(FileNotFoundError):
+                if str(Path(f"/proc/{pid}/root").readlink()) != "/":
+                    return pid
         time.sleep(0.01)
     raise AssertionError(f"no process came up: {log.read_text()}")
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    try:
+        text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(pid) for pid in text.split()]
