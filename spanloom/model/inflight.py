@@ -90,10 +90,13 @@ class SpanOpened:
 
 @dataclass(frozen=True, slots=True)
 class SpanEnded:
-    """Somebody other than its own process ends this announced span, and sends its final one."""
+    """An announced span ended, and its final one is sent by who says so, unless it is given up."""
 
     trace_id: str
     span_id: str
+    time_unix_nano: int
+    given_up: bool = False
+    """Nobody sends its end: whoever still holds it open is to end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,8 @@ def read_event(event: LogEvent) -> InFlightEvent | None:
     if event.event_name == semconv.EVENT_PROCESS_HEARTBEAT:
         return _heartbeat(event)
     if event.event_name == semconv.EVENT_SPAN_ENDED and event.trace_id and event.span_id:
-        return SpanEnded(event.trace_id, event.span_id)
+        given_up = event.attributes.get(semconv.SPANLOOM_SPAN_GIVEN_UP) is True
+        return SpanEnded(event.trace_id, event.span_id, event.timestamp_ns, given_up)
     return None
 
 

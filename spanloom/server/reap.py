@@ -8,8 +8,9 @@
         └──────── final spans, ERROR, incomplete ◀──── Courier
 
 It never sees how spans end. What a heartbeat no longer lists has ended, or its end was lost on the
-way: which of both only its process could say, so nothing is sent for it. Only spans that the last
-heartbeat of a dead process still listed are ended here.
+way: which of both only its process could say, so nothing is sent for it. Ended here are the spans
+that the last heartbeat of a dead process still listed, and those that a process gives up because it
+was suspended for so long that they may have been ended here.
 """
 
 import asyncio
@@ -200,7 +201,6 @@ async def reap(
             on_reaped=monitor.reaped,
             turned_away=lambda: monitor.turned_away,
             hears=hearing,
-            ends_lost=False,
         )
         courier = Courier(store, store, sender, hearing, monitor, probe_s=probe_s)
         intake = Intake(store, monitor, config.max_body_bytes)

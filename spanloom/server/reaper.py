@@ -4,8 +4,8 @@
                                         process had let go of them before, or ended in order
     process alive, but `reap_after` of heartbeats did not list a span ──▶ span_lost
 
-Behind a Collector ends are never seen: there only the first arrow holds (`ends_lost=False`), and a
-span that the last heartbeats did not list has left the store before (`open_store(no_ends=True)`).
+Behind a Collector ends are never seen: there a span that a heartbeat did not list has left the
+store (`open_store(no_ends=True)`), and only one that its process gave up is lost.
 
 What is written is a final span with status ERROR, marked `spanloom.incomplete`, that ends at the
 last sign of life, on the process's own clock. Should the true end arrive after all, it takes the
@@ -60,9 +60,8 @@ class Due:
 class Silence:
     """Finds out for how long each process has not been heard of."""
 
-    def __init__(self, reap_after_s: float, *, ends_lost: bool = True) -> None:
+    def __init__(self, reap_after_s: float) -> None:
         self._reap_after_s = reap_after_s
-        self._ends_lost = ends_lost
         self._silent: dict[str, tuple[ProcessState, float]] = {}
         # As many heartbeats as fit into the time, but no fewer than make a span lost.
         self._misses = max(LOST_AFTER_MISSES, math.ceil(reap_after_s / HEARTBEAT_S))
@@ -87,7 +86,7 @@ class Silence:
                 continue
             if quiet >= self._reap_after_s:
                 due.append(Due(process.key, 0))
-            elif self._ends_lost and process.most_misses >= self._misses:
+            elif process.most_misses >= self._misses:
                 due.append(Due(process.key, self._misses))
         self._silent = silent
         return due
@@ -119,11 +118,10 @@ class Reaper:
         turned_away: Callable[[], int],
         *,
         hears: Callable[[], bool] = lambda: True,
-        ends_lost: bool = True,
     ) -> None:
         self._source = source
         self._writer = writer
-        self._silence = Silence(reap_after_s, ends_lost=ends_lost)
+        self._silence = Silence(reap_after_s)
         self._hears = hears
         self._on_reaped = on_reaped
         self._turned_away = turned_away

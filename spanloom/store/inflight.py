@@ -7,7 +7,8 @@
 Neither announcements nor heartbeats are kept as log records: a process sends some every second.
 
 Behind a Collector no final span is ever seen (`no_ends`). There a span is open as long as the
-heartbeats that came after its announcement list it, and forgotten with the first that does not.
+heartbeats that came after its announcement list it, and forgotten with the first that does not, or
+when its process says that it ended. What the process gives up is kept, and lost.
 """
 
 import sqlite3
@@ -22,6 +23,8 @@ from spanloom.store.spans import capped
 MAX_OPEN_SPANS: Final = 50_000
 """Open spans of all processes; the announcement of another one is refused, and counted."""
 MAX_PROCESSES: Final = 10_000
+_GIVEN_UP: Final = 1_000_000
+"""Misses of a span that its process gave up: more than anybody waits for."""
 _KEPT_MS: Final = 60_000
 """How long a process without open spans is remembered after its last sign of life."""
 
@@ -168,7 +171,8 @@ class OpenSpanTable:
         listed = b"".join(bytes.fromhex(span_id) for span_id in heartbeat.open_spans)
         self._connection.execute("UPDATE processes SET listed = ? WHERE id = ?", (listed, process))
         rows = self._connection.execute(
-            "SELECT trace, span_id FROM open_spans WHERE process = ? AND heartbeat < ?",
+            "SELECT trace, span_id FROM open_spans "
+            "WHERE process = ? AND heartbeat < ? AND misses = 0",
             (process, sequence),
         ).fetchall()
         gone = [key for key in rows if key[1].hex() not in heartbeat.open_spans]
@@ -185,6 +189,13 @@ class OpenSpanTable:
         return event.heartbeat < sequence and row.span_id not in {
             listed[start : start + 8] for start in range(0, len(listed), 8)
         }
+
+    def given_up(self, key: _Key, time: int) -> None:
+        """Nobody else ends a span: it is as lost as one can be, since `time`."""
+        self._connection.execute(
+            "UPDATE open_spans SET misses = ?, missing_since = ? WHERE trace = ? AND span_id = ?",
+            (_GIVEN_UP, time, *key),
+        )
 
     def ended(self, keys: Iterable[_Key]) -> None:
         """Spans came to their end: they are open no longer."""

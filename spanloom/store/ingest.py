@@ -317,7 +317,11 @@ class Ingest:
                 left.add(row.trace)
             elif isinstance(note, SpanEnded) and self._no_ends:  # elsewhere the end itself comes
                 trace = self._trace(bytes.fromhex(note.trace_id), now_ms)
-                self._open_spans.ended([(trace, bytes.fromhex(note.span_id))])
+                key = (trace, bytes.fromhex(note.span_id))
+                if note.given_up:
+                    self._open_spans.given_up(key, capped(note.time_unix_nano))
+                else:
+                    self._open_spans.ended([key])
                 left.add(trace)
         self._interning.start_batch()
         if self._no_ends:

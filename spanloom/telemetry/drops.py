@@ -29,13 +29,16 @@ DISK_FULL: Final = "disk_full"
 DAMAGED: Final = "damaged"
 """What a spool holds could not be read."""
 
+REAPED: Final = "reaped"
+"""The process was suspended for so long that its reaper ends what was open, or has."""
+
 _PERIOD_S: Final = 60.0
 _dropped: Final = Counter(
     semconv.PROM_TELEMETRY_DROPPED,
     "Spans and log records lost on the way to the backend.",
     ["signal", "reason"],
 )
-_REASONS: Final = (QUEUE_FULL, EXPORT_FAILED, REJECTED, SPOOL_FULL, DISK_FULL, DAMAGED)
+_REASONS: Final = (QUEUE_FULL, EXPORT_FAILED, REJECTED, SPOOL_FULL, DISK_FULL, DAMAGED, REAPED)
 _lock = threading.Lock()
 _unsaid: dict[str, int] = {}
 _last_said = float("-inf")

@@ -10,10 +10,11 @@ queued: what could not be sent is built anew, from what is still open, the next 
 
 import logging
 import os
+import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -27,11 +28,12 @@ from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportRes
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from spanloom import semconv
 from spanloom.telemetry import metrics
 from spanloom.telemetry.exporters import clean_span, create_otlp_exporter
+from spanloom.telemetry.reaped import Claims, Ids
 from spanloom.telemetry.redaction import cap
 from spanloom.telemetry.settings import TelemetrySettings
 
@@ -148,7 +150,8 @@ class InFlight(SpanProcessor):
     """Announces open spans and sends the heartbeat.
 
     `create_exporter` makes an exporter that takes at most `SEND_TIMEOUT_S` for a request; None
-    sends nothing, which leaves the journal. `after_s` is how long a span has to be open.
+    sends nothing, which leaves the journal. `after_s` is how long a span has to be open. `claims`
+    are needed where a reaper runs behind the Collector.
     """
 
     def __init__(
@@ -158,16 +161,23 @@ class InFlight(SpanProcessor):
         *,
         after_s: float = 1.0,
         journal: Journal | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self._create_exporter = create_exporter
         self._resource = resource
         self._after_ns = int(after_s * 1e9)
         self._period_s = min(0.5, after_s / 2)
         self._journal = journal
+        self._claims = claims
+        if claims is not None:
+            claims.tell = self._tell
         self._open = OpenSpans()
         # The SDK calls these for every span.
         self.on_start = self._open.on_start  # type: ignore[method-assign]
-        self.on_end = self._open.on_end  # type: ignore[method-assign]
+        # What ended in a journal is sent by whoever finds it: the reaper must know at once.
+        self.on_end = (  # type: ignore[method-assign]
+            self._open.on_end if claims is None or journal is None else self._end_and_tell
+        )
         self._begin()
         again = weakref.WeakMethod(self._begin_in_child)
 
@@ -181,11 +191,14 @@ class InFlight(SpanProcessor):
         self._announced: dict[int, _Announced] = {}
         self._unannounced = 0
         self._next_count = 0.0
+        self._process = secrets.token_hex(8)
         self._sequence = 0
         self._next_heartbeat = 0.0
+        self._exporter_lock = threading.Lock()
         self._exporter: LogRecordExporter | None = None
         self._has_exporter = False
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="spanloom-inflight")
         self._thread.start()
 
@@ -193,11 +206,22 @@ class InFlight(SpanProcessor):
         # What was open belongs to the parent; its connections must not be shared.
         if not self._stopping.is_set():
             self._open.clear()
+            if self._claims is not None:
+                self._claims.reset()
             self._begin()
 
+    def _end_and_tell(self, span: ReadableSpan) -> None:
+        self._open.on_end(span)
+        if span.context is not None and span.context.span_id in self._announced:
+            self._wake.set()
+
     def _run(self) -> None:
-        stopping = self._stopping
-        while not stopping.wait(self._period_s):
+        stopping, wake = self._stopping, self._wake
+        while not stopping.is_set():
+            wake.wait(self._period_s)
+            wake.clear()
+            if stopping.is_set():
+                return
             try:
                 self.look()
             except Exception:  # telemetry never breaks the application
@@ -206,6 +230,9 @@ class InFlight(SpanProcessor):
     def look(self) -> None:
         """Announce what is due and send the heartbeat if it is time."""
         now = time.monotonic()
+        if self._claims is not None:
+            self._claims.is_alive()
+            self._tell_what_ended(self._claims)
         due = [*self._repeats(now), *self._new(now)]
         self._measure()
         if self._journal is not None:
@@ -276,17 +303,56 @@ class InFlight(SpanProcessor):
             oldest=None if oldest is None else (oldest.start_time or 0) / 1e9,
         )
 
+    def _tell_what_ended(self, claims: Claims) -> None:
+        """Tell the reaper of lost spans that ended, and, for a journal, of all that did."""
+        self._tell(self._ended_of(claims.lost()), given_up=True)
+        if self._journal is not None:
+            self._tell(self._ended_of(claims.held()), given_up=False)
+
+    def _ended_of(self, spans: Ids) -> Ids:
+        return {one: spans[one] for one in spans if one not in self._open}
+
+    def _tell(self, spans: Ids, given_up: bool) -> bool:
+        """Send the event `spanloom.span.ended` for spans; whether it was acknowledged."""
+        ids = iter(spans.items())
+        while batch := dict(islice(ids, _BATCH)):
+            records = [_ended(span_id, trace_id, given_up) for span_id, trace_id in batch.items()]
+            if not self._export(records):
+                return False
+            if self._claims is not None:
+                self._claims.forget(batch)
+        return True
+
+    def _export(self, records: Iterable[LogRecord]) -> bool:
+        with self._exporter_lock:
+            if not self._has_exporter:
+                self._exporter = self._create_exporter()
+                self._has_exporter = True
+            if self._exporter is None:
+                return True
+            resource = self._resource()
+            with suppress_instrumentation():
+                result = self._exporter.export(
+                    [ReadableLogRecord(record, resource, _SCOPE) for record in records]
+                )
+        return result is LogRecordExportResult.SUCCESS
+
     def _heartbeat(self, *, last: bool = False) -> LogRecord:
         self._sequence += 1
         resource = self._resource().attributes
+        listed = [
+            span_id
+            for span_id, entry in self._announced.items()
+            if entry.sent and span_id in self._open
+        ]
+        if self._claims is not None:
+            # Or the reaper would take them for ended in order, before it is told otherwise.
+            listed += self._claims.lost().keys() - set(listed)
         attributes: dict[str, Any] = {
+            semconv.SPANLOOM_PROCESS_ID: self._process,
             semconv.SERVICE_INSTANCE_ID: resource.get(semconv.SERVICE_INSTANCE_ID, ""),
             semconv.SPANLOOM_HEARTBEAT_SEQUENCE: self._sequence,
-            semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS: [
-                trace.format_span_id(span_id)
-                for span_id, entry in self._announced.items()
-                if entry.sent and span_id in self._open
-            ],
+            semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS: [*map(trace.format_span_id, listed)],
         }
         left_out = self._unannounced + self._open.untracked
         if left_out:
@@ -296,39 +362,70 @@ class InFlight(SpanProcessor):
         return _event(semconv.EVENT_PROCESS_HEARTBEAT, Context(), attributes)
 
     def _send(self, due: list[_Due], heartbeat: LogRecord | None) -> None:
-        if not self._has_exporter:
-            self._exporter = self._create_exporter()
-            self._has_exporter = True
-        exporter = self._exporter
-        if exporter is None:
-            for entry, _ in due:
-                entry.sent = entry.revision
-            return
-        resource = self._resource()
+        claims = self._claims
+        ended: set[int] = set()
+        if claims is not None and heartbeat is not None:
+            # As the reaper reads it: ended is what it does not list, but for what comes with it.
+            ended = claims.held().keys() - _listed_in(heartbeat)
+            ended -= {span.context.span_id for _, span in due if span.context is not None}
         first = [] if heartbeat is None else [heartbeat]
         entries = iter(due)
         while (batch := list(islice(entries, _BATCH))) or first:
-            records = [*first, *(_announcement(entry, span) for entry, span in batch)]
-            first = []
-            with suppress_instrumentation():
-                result = exporter.export(
-                    [ReadableLogRecord(record, resource, _SCOPE) for record in records]
+            if claims is not None:
+                claims.announced(
+                    {
+                        span.context.span_id: span.context.trace_id
+                        for _, span in batch
+                        if span.context
+                    }
                 )
-            if result is not LogRecordExportResult.SUCCESS:
+            announced = (self._announcement(entry, span) for entry, span in batch)
+            if not self._export([*first, *announced]):
                 return  # the rest as well stays unsent, and due
+            first = []
             for entry, _ in batch:
                 entry.sent = entry.revision
+            if claims is not None:
+                claims.forget(ended)
+                claims.is_alive()
+                ended = set()
+
+    def _announcement(self, entry: _Announced, span: Span) -> LogRecord:
+        copy = clean_span(
+            ReadableSpan(span.name, attributes=entry.attributes, resource=Resource.get_empty())
+        )
+        attributes: dict[str, Any] = {
+            semconv.SPANLOOM_SPAN_NAME: cap(copy.name, _TEXT_LIMIT),
+            semconv.SPANLOOM_SPAN_KIND: span.kind.name.lower(),
+            semconv.SPANLOOM_SPAN_START: span.start_time,
+            semconv.SPANLOOM_SPAN_REVISION: entry.revision,
+            semconv.SPANLOOM_PROCESS_ID: self._process,
+            semconv.SPANLOOM_HEARTBEAT_SEQUENCE: self._sequence,
+            semconv.SPANLOOM_SPAN_ATTRIBUTES: {
+                key: cap(value, _TEXT_LIMIT) if isinstance(value, str) else value
+                for key, value in (copy.attributes or {}).items()
+            },
+        }
+        if span.parent is not None:
+            attributes[semconv.SPANLOOM_SPAN_PARENT_ID] = trace.format_span_id(span.parent.span_id)
+        if span.instrumentation_scope is not None:
+            attributes[semconv.SPANLOOM_SPAN_SCOPE] = span.instrumentation_scope.name
+        context = trace.set_span_in_context(NonRecordingSpan(span.get_span_context()), Context())
+        return _event(semconv.EVENT_SPAN_OPEN, context, attributes)
 
     def shutdown(self) -> None:
         """Stop, after a last heartbeat that says so."""
         if self._stopping.is_set():
             return
         self._stopping.set()
+        self._wake.set()
         self._thread.join(2 * SEND_TIMEOUT_S)
         if self._thread.is_alive():
             return
         metrics.show_open_spans(count=0, overdue=0, oldest=None)
         try:
+            if self._claims is not None:
+                self._tell_what_ended(self._claims)
             self._send([], self._heartbeat(last=True))
             if self._exporter is not None:
                 self._exporter.shutdown()  # type: ignore[no-untyped-call]
@@ -337,7 +434,10 @@ class InFlight(SpanProcessor):
 
 
 def announce_open_spans(
-    provider: TracerProvider, settings: TelemetrySettings, journal: Journal | None
+    provider: TracerProvider,
+    settings: TelemetrySettings,
+    journal: Journal | None,
+    claims: Claims | None = None,
 ) -> None:
     """Install `InFlight` on a provider, unless the settings leave it nothing to do."""
 
@@ -354,6 +454,7 @@ def announce_open_spans(
                 lambda: provider.resource,
                 after_s=settings.inflight_after_s,
                 journal=journal,
+                claims=claims,
             )
         )
 
@@ -370,26 +471,15 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     return copy
 
 
-def _announcement(entry: _Announced, span: Span) -> LogRecord:
-    copy = clean_span(
-        ReadableSpan(span.name, attributes=entry.attributes, resource=Resource.get_empty())
-    )
-    attributes: dict[str, Any] = {
-        semconv.SPANLOOM_SPAN_NAME: cap(copy.name, _TEXT_LIMIT),
-        semconv.SPANLOOM_SPAN_KIND: span.kind.name.lower(),
-        semconv.SPANLOOM_SPAN_START: span.start_time,
-        semconv.SPANLOOM_SPAN_REVISION: entry.revision,
-        semconv.SPANLOOM_SPAN_ATTRIBUTES: {
-            key: cap(value, _TEXT_LIMIT) if isinstance(value, str) else value
-            for key, value in (copy.attributes or {}).items()
-        },
-    }
-    if span.parent is not None:
-        attributes[semconv.SPANLOOM_SPAN_PARENT_ID] = trace.format_span_id(span.parent.span_id)
-    if span.instrumentation_scope is not None:
-        attributes[semconv.SPANLOOM_SPAN_SCOPE] = span.instrumentation_scope.name
-    context = trace.set_span_in_context(NonRecordingSpan(span.get_span_context()), Context())
-    return _event(semconv.EVENT_SPAN_OPEN, context, attributes)
+def _listed_in(heartbeat: LogRecord) -> set[int]:
+    listed: Any = (heartbeat.attributes or {})[semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS]
+    return {int(span_id, 16) for span_id in listed}
+
+
+def _ended(span_id: int, trace_id: int, given_up: bool) -> LogRecord:
+    span = NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False))
+    attributes = {semconv.SPANLOOM_SPAN_GIVEN_UP: True} if given_up else {}
+    return _event(semconv.EVENT_SPAN_ENDED, trace.set_span_in_context(span, Context()), attributes)
 
 
 def _event(name: str, context: Context, attributes: dict[str, Any]) -> LogRecord:

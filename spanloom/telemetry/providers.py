@@ -6,7 +6,7 @@ few it reads while it is imported: OTEL_PROPAGATORS and the OTEL_SPAN_*_COUNT_LI
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits
@@ -14,6 +14,7 @@ from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from spanloom import semconv
 from spanloom.telemetry import drops
@@ -25,6 +26,7 @@ from spanloom.telemetry.exporters import (
     create_otlp_exporter,
     is_otlp,
 )
+from spanloom.telemetry.reaped import Claims, SettlingSpanExporter
 from spanloom.telemetry.sampling import InheritingSampler
 from spanloom.telemetry.settings import Signal, TelemetrySettings
 
@@ -48,6 +50,7 @@ class Providers(NamedTuple):
     meter: MeterProvider
     logger: LoggerProvider
     spool: "Spool | None"
+    claims: Claims | None
 
 
 def create_providers(
@@ -63,23 +66,33 @@ def create_providers(
     # None of them registers atexit by itself: the SDK's own shutdown is not bounded.
     resource = _resource(service_name, service_version)
     meter = _meter_provider(settings, resource, report)
-    spool = _open_spool(settings, report)
+    claims = None
+    is_watched = settings.inflight and create_otlp_exporter("logs", settings) is not None
+    if settings.reaped_after_s is not None and is_watched:
+        claims = Claims(settings.reaped_after_s)
+    spool = _open_spool(settings, report, claims)
     return Providers(
-        _tracer_provider(settings, resource, meter, spool, report),
+        _tracer_provider(settings, resource, meter, spool, report, claims=claims),
         meter,
         _logger_provider(settings, resource, meter, spool, report),
         spool,
+        claims,
     )
 
 
-def _open_spool(settings: TelemetrySettings, report: Report) -> "Spool | None":
+def _open_spool(
+    settings: TelemetrySettings, report: Report, claims: Claims | None
+) -> "Spool | None":
     if settings.spool_dir is None or not settings.enabled:
         return None
     try:
         from spanloom.telemetry.spool import Spool  # noqa: PLC0415 - needs flock, so Unix
 
         return Spool(
-            settings.spool_dir, max_bytes=settings.spool_max_bytes, fsync=settings.spool_fsync
+            settings.spool_dir,
+            max_bytes=settings.spool_max_bytes,
+            fsync=settings.spool_fsync,
+            claims=claims,
         )
     except (ImportError, OSError) as exc:
         report(f"SPANLOOM_SPOOL_DIR={str(settings.spool_dir)!r} is ignored: {exc}")
@@ -160,6 +173,8 @@ def _tracer_provider(
     meter_provider: MeterProvider,
     spool: "Spool | None",
     report: Report,
+    *,
+    claims: Claims | None,
 ) -> TracerProvider:
     limits = _usable(
         SpanLimits,
@@ -183,9 +198,9 @@ def _tracer_provider(
     is_spooled, settings = _spooled("traces", settings, spool, settings.span_batch_delay_ms)
     if is_spooled and spool is not None:
         provider.add_span_processor(spool.span_processor())
-    for exporter in create_exporters("traces", settings, report):
+    for exporter in _span_exporters(settings, report, claims):
 
-        def make(exporter: Any = exporter, **defaults: Any) -> CountingSpanProcessor:
+        def make(exporter: SpanExporter = exporter, **defaults: Any) -> CountingSpanProcessor:
             return CountingSpanProcessor(
                 CleaningSpanExporter(exporter),
                 schedule_delay_millis=settings.span_batch_delay_ms,
@@ -197,6 +212,16 @@ def _tracer_provider(
             _usable(make, report, max_queue_size=_QUEUE_SIZE, max_export_batch_size=_BATCH_SIZE)
         )
     return provider
+
+
+def _span_exporters(
+    settings: TelemetrySettings, report: Report, claims: Claims | None
+) -> Iterator[SpanExporter]:
+    for name in settings.exporters["traces"]:
+        one = dataclasses.replace(settings, exporters={**settings.exporters, "traces": (name,)})
+        for exporter in create_exporters("traces", one, report):
+            # What is printed or goes elsewhere is no business of the reaper's.
+            yield SettlingSpanExporter(exporter, claims) if claims and is_otlp(name) else exporter
 
 
 def _logger_provider(

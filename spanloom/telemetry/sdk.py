@@ -41,6 +41,7 @@ from spanloom.telemetry.propagation import (
     strictly_w3c,
 )
 from spanloom.telemetry.providers import create_providers
+from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.redaction import pseudonym
 from spanloom.telemetry.settings import TelemetrySettings
 from spanloom.telemetry.trust import TrustMiddleware, TrustPolicy, on_server_span
@@ -197,14 +198,16 @@ def setup(
         settings = dataclasses.replace(settings, problems=tuple(dict.fromkeys(problems)))
         telemetry = Telemetry(settings, providers.tracer, providers.meter, providers.logger)
         _adopt_global_providers(telemetry)
-        _install(telemetry, providers.spool)
+        # Ends that others' exporters send are none that we could hold back.
+        is_ours = telemetry.tracer_provider is providers.tracer
+        _install(telemetry, providers.spool, providers.claims if is_ours else None)
         if providers.spool is not None and telemetry.tracer_provider is not providers.tracer:
             _logger.warning("SPANLOOM_SPOOL_DIR is not used: others made the tracer provider")
         _handle = telemetry
         return telemetry
 
 
-def _install(telemetry: Telemetry, spool: inflight.Journal | None) -> None:
+def _install(telemetry: Telemetry, spool: inflight.Journal | None, claims: Claims | None) -> None:
     settings = telemetry.settings
     resource = telemetry.tracer_provider.resource.attributes
     logs.configure(
@@ -233,7 +236,7 @@ def _install(telemetry: Telemetry, spool: inflight.Journal | None) -> None:
     if not isinstance(propagator, GuardedPropagator):
         propagate.set_global_textmap(GuardedPropagator(strictly_w3c(propagator)))
     if settings.enabled:
-        inflight.announce_open_spans(telemetry.tracer_provider, settings, spool)
+        inflight.announce_open_spans(telemetry.tracer_provider, settings, spool, claims)
         _instrument_libraries(telemetry)
     bounded.prepare()
     atexit.register(telemetry.shutdown, settings.shutdown_timeout_s)

@@ -106,6 +106,9 @@ class TelemetrySettings:
     """Whether spans that stay open are announced, and a heartbeat is sent (SPANLOOM_INFLIGHT)."""
     inflight_after_s: float = 1.0
     """Seconds a span has to be open to be announced (SPANLOOM_INFLIGHT_AFTER)."""
+    reaped_after_s: float | None = None
+    """Seconds of silence after which a `spanloom reap` behind the Collector ends this process's
+    open spans, its --reap-after (SPANLOOM_REAPED_AFTER); unset where none runs."""
     spool_dir: Path | None = None
     """Folder where spans and logs wait safe from a crash (SPANLOOM_SPOOL_DIR); unset for none."""
     spool_max_bytes: int = 64 * 1024 * 1024
@@ -292,6 +295,7 @@ _PLAIN: Final[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
     ("prices", PRICES_VARIABLE, Path),
     ("inflight", "SPANLOOM_INFLIGHT", _boolean),
     ("inflight_after_s", "SPANLOOM_INFLIGHT_AFTER", _seconds),
+    ("reaped_after_s", "SPANLOOM_REAPED_AFTER", _seconds),
     ("spool_dir", "SPANLOOM_SPOOL_DIR", Path),
     ("spool_max_bytes", "SPANLOOM_SPOOL_MAX_BYTES", _spool_bytes),
     ("spool_fsync", "SPANLOOM_SPOOL_FSYNC", _boolean),

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from spanloom.telemetry import drops
 from spanloom.telemetry.exporters import clean_log, clean_span
+from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import Codec, LogCodec, SpanCodec
 from spanloom.telemetry.spool_journal import Journal
@@ -49,10 +50,13 @@ class Spool:
         OSError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, fsync: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int, fsync: bool = False, claims: Claims | None = None
+    ) -> None:
         self._folder = _private_folder(folder)
         self._max_bytes = max_bytes
         self._fsync = fsync
+        self._claims = claims
         self._makers: dict[Signal, tuple[Callable[[], Any], float]] = {}
         self._begin()
         again = weakref.WeakMethod(self._begin_in_child)
@@ -119,6 +123,7 @@ class Spool:
             create_exporter,
             delay_s=delay_s,
             orphans=self._orphans_with,
+            claims=self._claims if signal == "traces" else None,
         )
 
     def _own(self) -> None:

@@ -13,13 +13,14 @@ import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
 from spanloom import semconv
 from spanloom.telemetry import drops, spool_format
+from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import SpanCodec
 from spanloom.telemetry.spool_reader import Reader, Stored, stored_records
@@ -45,8 +46,9 @@ class Orphan:
         self._descriptor = descriptor
         self._readers: dict[Signal, Reader] = {}
         self._lock = threading.Lock()
-        self._open_spans: list[ReadableSpan] | None = None
         self._damaged: set[Path] = set()
+        self._left: Left | None = None
+        self._is_settled = False
         self._signals = {signal for signal in _KINDS if self.paths(signal)}
 
     def paths(self, signal: Signal) -> list[Path]:
@@ -100,9 +102,37 @@ class Orphan:
 
     def open_spans(self) -> list[ReadableSpan]:
         """End the spans that were open when the process died, by the journal alone."""
-        if self._open_spans is None:
-            self._open_spans = end_open_spans(self.paths("traces"))
-        return self._open_spans
+        return self._what_is_left().open_spans
+
+    def _what_is_left(self) -> "Left":
+        if self._left is None:
+            self._left = read_journal(self.paths("traces"))
+        return self._left
+
+    def settle(self, claims: Claims) -> bool:
+        """Find out who ends the open spans, the reaper or we; False: not yet.
+
+        Found late, they are the reaper's. What had ended is sent in any case: its process said so
+        to the reaper, but for what ended in its very last moment.
+        """
+        if self._is_settled:
+            return True
+        left = self._what_is_left()
+        ours = claims.takes_over(left.announced, left.alive)
+        if ours is None:
+            return False
+        if not ours:
+            theirs = [span.context for span in left.open_spans if span.context is not None]
+            if not claims.leaves({one.span_id: one.trace_id for one in theirs}):
+                return False
+            self._left = left._replace(open_spans=[])
+            if theirs:
+                _logger.warning(
+                    "a process died with open spans, which are left to the reaper",
+                    extra={"owner": self.stem, "spans": len(theirs)},
+                )
+        self._is_settled = True
+        return True
 
     def finish(self, signal: Signal) -> None:
         """Delete one signal's segments, and the lock with the last."""
@@ -175,13 +205,22 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def end_open_spans(paths: list[Path]) -> list[ReadableSpan]:
-    """Make final spans of those that a journal says were open: ERROR, incomplete.
+class Left(NamedTuple):
+    """What a dead process's journal says of its open spans."""
 
-    They end at the owner's last sign of life: its heartbeat or the end of its last span.
-    """
+    open_spans: list[ReadableSpan]
+    """Final ones, ERROR, incomplete, that end at the owner's last sign of life."""
+    announced: dict[int, int]
+    """Trace ids, by span id, of all that were announced and may have ended since."""
+    alive: int
+    """The last sign of life, its heartbeat or the end of its last span; ns since the epoch."""
+
+
+def read_journal(paths: list[Path]) -> Left:
+    """Find the spans that were open."""
     codec = SpanCodec()
     still_open: dict[int, Stored] = {}
+    announced: dict[int, Stored] = {}
     alive = 0
     last: Stored | None = None
     for path in paths:
@@ -195,7 +234,7 @@ def end_open_spans(paths: list[Path]) -> list[ReadableSpan]:
         for stored in stored_records(segment):
             record = stored.record
             if record.kind == spool_format.OPEN and not record.is_void:
-                still_open[record.span_id] = stored
+                still_open[record.span_id] = announced[record.span_id] = stored
             elif record.kind in {spool_format.OPEN, spool_format.SPAN}:
                 still_open.pop(record.span_id, None)
             if record.kind == spool_format.SPAN:
@@ -203,10 +242,12 @@ def end_open_spans(paths: list[Path]) -> list[ReadableSpan]:
         segment.close()
     if last is not None:
         alive = max(alive, codec.decode(last.record.body, last.origin).end_time or 0)
-    return [
-        _ended(codec.decode(stored.record.body, stored.origin), alive)
-        for stored in still_open.values()
-    ]
+    contexts = [codec.decode(one.record.body, one.origin).context for one in announced.values()]
+    return Left(
+        [_ended(codec.decode(one.record.body, one.origin), alive) for one in still_open.values()],
+        {one.span_id: one.trace_id for one in contexts if one is not None},
+        alive,
+    )
 
 
 def _ended(span: ReadableSpan, end: int) -> ReadableSpan:

@@ -8,11 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import ReadableSpan
 
 from spanloom.telemetry import drops, metrics, spool_format
+from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
 from spanloom.telemetry.spool_codec import Codec
 from spanloom.telemetry.spool_journal import Journal
@@ -87,6 +89,7 @@ class Sender(Generic[T]):
         *,
         delay_s: float,
         orphans: Callable[[Signal], Iterable[Orphan]],
+        claims: Claims | None = None,
     ) -> None:
         self._signal: Signal = signal
         self._codec = codec
@@ -94,6 +97,7 @@ class Sender(Generic[T]):
         self._create_exporter = create_exporter
         self._delay_s = delay_s
         self._orphans = orphans
+        self._claims = claims
         self._unspooled: deque[T] = deque(maxlen=_LIMIT_IN_MEMORY)
         self._exporter: Any = None
         self._answers: Answers | None = None
@@ -174,6 +178,9 @@ class Sender(Generic[T]):
     def _adopt(self) -> bool:
         """Send one batch that a dead process has left."""
         for orphan in self._orphans(self._signal):
+            if self._claims is not None and not orphan.settle(self._claims):
+                self._failed(0.0)
+                return False
             stored = orphan.next_batch(self._signal)[: self._limit]
             if stored:
                 if not self._send([self._codec.decode(s.record.body, s.origin) for s in stored]):
@@ -221,6 +228,11 @@ class Sender(Generic[T]):
         answers = self._answers
         if answers is not None:
             answers.status = None
+        if self._claims is not None:
+            ours: Sequence[Any] = self._claims.settle(cast("Sequence[ReadableSpan]", items))
+            if not ours:
+                return True
+            items = ours
         with suppress_instrumentation():
             result = self._exporter.export(items)
         self._attempts += 1

@@ -192,9 +192,9 @@ class Reap:
 class Agent:
     """A process with two spans that stay open until `go_on`, and which lives until the next."""
 
-    def __init__(self, traces: str, logs: str, **env: str) -> None:
+    def __init__(self, traces: str, logs: str, *, script: str = AGENT, **env: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", AGENT],
+            [sys.executable, "-c", script],
             env=child_environment(
                 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{traces}/v1/traces",
                 OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{logs}/v1/logs",
