@@ -7,10 +7,10 @@ STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
-.PHONY: help setup setup-dev run chat test coverage stack-tools test-stack check format lint types layers docs lock bench scorecard simulate clean
+.PHONY: help setup setup-dev run chat test coverage test-versions stack-tools stack test-stack check format lint types layers docs lock bench scorecard simulate clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv and install the pinned dependencies
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh run

@@ -47,7 +47,9 @@ async def test_no_span_is_alive_after_finished_and_cancelled_runs(recorded: Any)
     graph = builder.compile(name="g")
 
     cut = [asyncio.create_task(graph.ainvoke({})) for _ in range(100)]
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(60):
+        while alive.started < 300:  # run, node and tool of each: all of them wait at the gate
+            await asyncio.sleep(0.01)
     for task in cut:
         task.cancel()
     await asyncio.gather(*cut, return_exceptions=True)
