@@ -84,6 +84,8 @@ class SqliteSessions:
 async def open_sqlite_sessions(path: Path, locks: Path) -> AsyncIterator[SqliteSessions]:
     """Open the memory, creating its file and folders where there are none."""
     _make_folders(path.parent, locks)
+    # Conversations are nobody else's business; SQLite gives the files beside it the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     async with aiosqlite.connect(
         path,
         timeout=_BUSY_TIMEOUT_S,

@@ -1,6 +1,7 @@
 """What telemetry loses: counted for Prometheus, and said in one log line a minute."""
 
 import logging
+import os
 import threading
 import time
 from typing import Any, Final
@@ -74,10 +75,14 @@ def record_drop(signal: Signal, reason: str, count: int = 1) -> None:
         _logger.debug("a drop was not counted", exc_info=True)
 
 
-def reset_after_fork() -> None:
-    """Renew the lock in a child that was forked while another thread held it."""
+def _renew_lock() -> None:
+    """In a forked child, a thread that is not there may hold it."""
     global _lock  # noqa: PLW0603 - one process, one lock
     _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class CountingSpanProcessor(BatchSpanProcessor):

@@ -79,7 +79,6 @@ class Spool:
 
     def _begin_in_child(self) -> None:
         # The parent's files and locks stay its own: closing a copy does not unlock.
-        drops.reset_after_fork()
         for journal in self._journals.values():
             journal.abandon()
         for orphan in self._orphans:

@@ -9,6 +9,7 @@ arrives (a task, an executor, a bare thread under the threading instrumentation)
 """
 
 import contextlib
+import os
 import threading
 from contextvars import Token
 from decimal import Decimal
@@ -24,7 +25,17 @@ from spanloom.telemetry.endings import Ending
 
 SCOPE_KEY: Final = create_key("spanloom-usage")
 # One lock for all: an addition takes well under a microsecond, and `+=` loses updates of threads.
-_lock: Final = threading.Lock()
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child, a thread that is not there may hold it."""
+    global _lock  # noqa: PLW0603 - one process, one lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class UsageScope:

@@ -43,6 +43,16 @@ def test_only_the_anonymous_default_has_no_conversation() -> None:
     assert thread_id("alice", "default") is not None
 
 
+async def test_the_file_of_conversations_is_its_owners_alone(start: Start) -> None:
+    """Other users of the host cannot read what was asked, in the files beside it neither."""
+    api = await start()
+    await api.ask("What is the KV cache?", session_id="s", user_id="alice")
+
+    files = {path.name: path for path in api.settings.data_dir.glob("sessions.sqlite*")}
+    assert {"sessions.sqlite", "sessions.sqlite-wal"} <= files.keys()
+    assert {oct(path.stat().st_mode & 0o777) for path in files.values()} == {"0o600"}
+
+
 async def test_the_second_question_knows_the_first(
     start: Start, memory: dict[str, Any], llm: FakeLLM
 ) -> None:

@@ -142,7 +142,8 @@ async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded: Any) 
     with pytest.raises(NodeTimeoutError):
         await graph.ainvoke({})
     async with asyncio.timeout(60):
-        while len(recorded.spans) < 3:  # LangGraph does not wait for the body it cancelled
+        # LangGraph does not wait for the body it cancelled.
+        while len(recorded.spans) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     for name in ("execute_tool slow", "invoke_node node", "invoke_workflow g"):

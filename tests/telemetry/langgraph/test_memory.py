@@ -48,7 +48,7 @@ async def test_no_span_is_alive_after_finished_and_cancelled_runs(recorded: Any)
 
     cut = [asyncio.create_task(graph.ainvoke({})) for _ in range(100)]
     async with asyncio.timeout(60):
-        while alive.started < 300:  # run, node and tool of each: all of them wait at the gate
+        while alive.started < 300:  # noqa: ASYNC110  # run, node and tool of each wait
             await asyncio.sleep(0.01)
     for task in cut:
         task.cancel()
