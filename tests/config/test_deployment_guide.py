@@ -72,7 +72,7 @@ def test_what_a_query_costs_is_what_the_tables_say(provider: str, model: str, do
 def test_the_cost_line_is_the_arithmetic_below_it() -> None:
     """Compose, Kubernetes, Cloud Run, Modal, from the rates the last table states."""
     line = next(line for line in GUIDE.splitlines() if line.startswith("| **cost**"))
-    cloud_run = (2 * 0.000018 + 1.5 * 0.000002) * MONTH_S
+    cloud_run = (2 * 0.000018 + 2 * 0.000002) * MONTH_S
     modal = (1 * 0.0000131 + 1.5 * 0.00000222) * MONTH_S
 
     assert re.findall(r"(\d+) USD", line) == [
