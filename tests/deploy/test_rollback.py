@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_pulled_changes_nothing(host: Host) -> None:
     done = host.run("deploy", missing)
 
     assert done.returncode == 1, said(done)
-    assert "could not be pulled: nothing was changed" in done.stdout
+    assert "were not pulled; nothing was changed" in done.stdout
     assert "manifest unknown" in done.stderr
     assert [call for call in host.calls if call.endswith(" up")] == [f"{good} up"]
     assert not host.in_progress
@@ -220,6 +220,25 @@ def test_a_killed_deploy_is_healed_by_one_that_cannot_even_be_pulled(host: Host)
     done = host.run("deploy", host.release(pushed=False))
 
     assert done.returncode == 1, said(done)
+    assert (host.running, host.good, host.in_progress) == (good, [good], False)
+
+
+def test_what_a_killed_deploy_left_at_work_is_waited_for(host: Host) -> None:
+    """Compose outlives the script that called it: nobody begins before it has ended."""
+    good = deployed(host)
+    bad = host.release("never")
+    deploy = host.start("deploy", bad, gate=GATE_S)
+    wait_until(lambda: host.running == bad, "compose waits for the bad release")
+    for pid in host.scripts():
+        os.kill(pid, signal.SIGKILL)
+    deploy.communicate()
+
+    tries = [host.run("rollback")]
+    while tries[-1].returncode == 4:
+        tries.append(host.run("rollback"))
+
+    assert len(tries) > 1, said(tries[0])
+    assert tries[-1].returncode == 0, said(tries[-1])
     assert (host.running, host.good, host.in_progress) == (good, [good], False)
 
 
