@@ -47,9 +47,10 @@ def main() -> int:
         try:
             python = _python(tracer, arguments.langgraph)
         except (OSError, subprocess.CalledProcessError) as error:
+            reason = error if isinstance(error, OSError) else "see above"
             show.say(
                 f"scorecard: {tracer.title} is left out, its environment could not be made"
-                f" ({error}). The package registry has to be reachable for that, and the releases"
+                f" ({reason}). The package registry has to be reachable for that, and the releases"
                 " asked for have to exist; once made, an environment needs no network."
             )
             code = NOT_HAD

@@ -10,6 +10,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+import scorecard
+from scoring import run
 from scoring.card import ERROR, SCENARIOS, Calls, Scenario, Unit
 from scoring.conventions import ALL, GENAI, OPENINFERENCE, Reader
 from scoring.judge import PROPERTIES, judge
@@ -518,3 +520,36 @@ def test_an_environment_that_cannot_be_made(tmp_path: Path) -> None:
 
     assert "has to be reachable" in done.stderr
     assert done.stdout == ""
+
+
+def test_ours_missed_a_scenario_and_the_page_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Exit code 1, as for a release of LangGraph that moved what we hold on to."""
+
+    def without_a_node(tracer: Any, python: Any, scenarios: Any, **options: Any) -> run.Result:
+        untraced = dataclasses.replace(GOOD, spans=(SERVER, span("run", 2, 1), span("GET", 4, 2)))
+        verdicts = [judge(ONE, untraced, Reader(tracer.conventions)) for _ in scenarios]
+        named_alike = [
+            dataclasses.replace(verdict, scenario=scenario.name)
+            for verdict, scenario in zip(verdicts, scenarios, strict=True)
+        ]
+        return run.Result(tracer, {"langgraph": "9.0.0"}, named_alike)
+
+    page = tmp_path / "scorecard.md"
+    page.write_text(
+        "前\n<!-- begin: score card -->\nstale\n<!-- end: score card -->\n后\n", "utf-8"
+    )
+    monkeypatch.setattr(scorecard, "run", without_a_node)
+    monkeypatch.setattr(scorecard, "DOCUMENT", page)
+    arguments = ["--tracer", "spanloom", "--scenario", "goto", "--why", "--write"]
+    monkeypatch.setattr(sys, "argv", ["scorecard.py", *arguments])
+
+    assert scorecard.main() == 1
+    assert "`Command(goto=…)` - spans: 0 of 1 spans of look_up" in capsys.readouterr().out
+    written = page.read_text("utf-8")
+    assert written.startswith("前\n")
+    assert written.endswith("后\n")
+    assert "stale" not in written
+    assert "langgraph 9.0.0" in written
+    assert "| spans | `Command(goto=…)` | 0 of 1 spans of look_up |" in written
