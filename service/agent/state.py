@@ -107,6 +107,13 @@ class Usage:
             self.input_tokens += usage["input_tokens"]
             self.output_tokens += usage["output_tokens"]
 
+    def add_refused(self, exc: Exception) -> None:
+        """Count a call whose answer came whole, and which OpenAI's SDK does not hand on."""
+        usage = getattr(getattr(exc, "completion", None), "usage", None)
+        if usage is not None:
+            self.input_tokens += usage.prompt_tokens
+            self.output_tokens += usage.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:

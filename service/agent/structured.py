@@ -52,6 +52,7 @@ class StructuredModel:
         except Exception as exc:
             if as_unavailable(exc) is not None or not _is_model_weakness(exc):
                 raise
+            usage.add_refused(exc)
             return self._fall_back(type(exc).__name__)
         raw, parsed = reply["raw"], reply["parsed"]
         if isinstance(raw, AIMessage):

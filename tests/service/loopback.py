@@ -97,6 +97,8 @@ class FakeLLM:
         self.paused = asyncio.Event()
         self.dropped = asyncio.Event()
         self.faults: dict[str, Fault] = {}
+        self.wordy: set[str] = set()
+        """Kinds of requests whose answers reach the token limit."""
         self.cuts = 0
         self._arrived = asyncio.Condition()
         self.app = Starlette(
@@ -155,7 +157,10 @@ class FakeLLM:
             ]
         else:
             message["content"] = "done"
-        return JSONResponse(_completion(body["model"], message))
+        completion = _completion(body["model"], message)
+        if kind in self.wordy:
+            completion["choices"][0]["finish_reason"] = "length"
+        return JSONResponse(completion)
 
     async def _stream(self, request: Request, model: str) -> AsyncIterator[bytes]:
         try:

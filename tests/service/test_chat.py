@@ -123,6 +123,21 @@ async def test_a_router_that_does_not_keep_to_the_schema_costs_nothing(
     assert retrieval.paths().count("/search") == 3 * 5
 
 
+async def test_what_reached_the_token_limit_is_counted_and_costs_no_answer(
+    api: Api, llm: FakeLLM, spans: InMemorySpanExporter
+) -> None:
+    """OpenAI's SDK raises for JSON that was cut; answer and spans have its tokens all the same."""
+    llm.wordy = {"route"}
+
+    response = await api.ask()
+
+    assert response.status_code == 200
+    assert response.json()["tokens_used"] == 4 * USAGE["total_tokens"]
+    chats = [span for span in spans.get_finished_spans() if span.name.startswith("chat ")]
+    counted = [(span.attributes or {}).get("gen_ai.usage.input_tokens") for span in chats]
+    assert counted == [USAGE["prompt_tokens"]] * 4
+
+
 async def test_an_endpoint_without_schemas_still_answers(api: Api, llm: FakeLLM) -> None:
     """Compatible endpoints that refuse response_format with 400 are usable."""
     llm.faults = {"route": Fault(400), "reflect": Fault(400)}

@@ -141,6 +141,10 @@ class ChatCall(Unit):
             self._write_answer(messages)
         return None
 
+    def _cause(self, exc: BaseException) -> BaseException:
+        self._answer.take_refused(exc)
+        return super()._cause(exc)
+
     def _write_answer(self, messages: Sequence[Any]) -> None:
         """Write the whole answer, where content is captured, in place of what was streamed."""
         if self._streamed is not None:

@@ -91,6 +91,27 @@ class Answer:
                 self.input_tokens = _count(usage.get("prompt_tokens"))
                 self.output_tokens = _count(usage.get("completion_tokens"))
 
+    def take_refused(self, exc: BaseException) -> None:
+        """Take in an answer that came whole, and that its SDK would not hand on.
+
+        OpenAI's does so with JSON that reached the token limit: the longest answers there are.
+        """
+        completion = getattr(exc, "completion", None)
+        usage = getattr(completion, "usage", None)
+        if usage is None or self.input_tokens is not None:
+            return
+        self.input_tokens = _count(getattr(usage, "prompt_tokens", None))
+        self.output_tokens = _count(getattr(usage, "completion_tokens", None))
+        given = getattr(usage, "prompt_tokens_details", None)
+        self.cache_read = _count(getattr(given, "cached_tokens", None))
+        taken = getattr(usage, "completion_tokens_details", None)
+        self.reasoning = _count(getattr(taken, "reasoning_tokens", None))
+        self._take_metadata({"model": getattr(completion, "model", None)})
+        self._take_id(getattr(completion, "id", None))
+        choices = getattr(completion, "choices", None) or ()
+        reasons = [getattr(choice, "finish_reason", None) for choice in choices]
+        self.finish_reasons = [reason for reason in reasons if isinstance(reason, str)]
+
     def _forget_usage(self) -> None:
         self.input_tokens = self.output_tokens = None
         self.cache_read = self.cache_write = self.cache_write_1h = self.reasoning = None

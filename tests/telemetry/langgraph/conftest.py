@@ -194,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         head = {"id": "chatcmpl-1", "created": 1, "model": "offline-2026"}
         if not request.get("stream"):
             message = {"role": "assistant", "content": "你好 world"}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            finish_reason = "length" if request["model"] == "wordy" else "stop"
+            choice = {"index": 0, "message": message, "finish_reason": finish_reason}
             body = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
             self._send(json.dumps(body).encode())
             return

@@ -315,6 +315,27 @@ async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
     assert recorded.exceptions() == [("chat failing", chat["error.type"])]
 
 
+async def test_an_answer_that_the_sdk_does_not_hand_on_is_counted(
+    recorded: Any, server: Any
+) -> None:
+    """JSON that reached the token limit came whole and is billed, though the call raises."""
+    schema = {"title": "answer", "type": "object", "properties": {}, "required": []}
+    model = server.model(model="wordy").with_structured_output(schema, method="json_schema")
+
+    async def ask(state: State) -> State:
+        with pytest.raises(openai.LengthFinishReasonError):
+            await model.ainvoke("hi")
+        return {}
+
+    await node_graph(ask).ainvoke({})
+    chat = recorded.attributes("chat wordy")
+    assert recorded.outcome("chat wordy") == ("ERROR", "error")
+    assert {key: chat[key] for key in USAGE} == USAGE
+    assert chat["gen_ai.response.model"] == "offline-2026"
+    assert chat["gen_ai.response.finish_reasons"] == ("length",)
+    assert {key: recorded.attributes("invoke_node ask")[key] for key in SUMS} == SUMS
+
+
 async def test_each_request_of_a_batch_is_a_span(recorded: Any, server: Any) -> None:
     """Abatch and generate: one span for each request, tokens added up."""
     model = server.model()
