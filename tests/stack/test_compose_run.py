@@ -1,9 +1,10 @@
 """docker-compose.yml at work, its containers as namespaces (tests/deploy/composed.py).
 
-Every command, mount, user, variable, address and health check is the file's own. Not there: Grafana
-and the chat page; PostgreSQL is 18 from a wheel, its entry point a few lines of shell.
+Every command, mount, user, variable, address and health check is the file's own. Grafana is not
+there, nor the chat page (tests/deploy); PostgreSQL is 18 from a wheel, its entry point some shell.
 """
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,7 +14,8 @@ import httpx2
 import pytest
 
 from spanloom import ports
-from tests.deploy.composed import Composition, Image
+from spanloom.sources.http import HttpReader
+from tests.deploy.composed import Composition, Image, Running
 from tests.deploy.containers import BASE_ENVIRONMENT, Builder, why_not
 from tests.stack import queries
 from tests.stack.programs import ROOT, binary
@@ -80,24 +82,35 @@ def images() -> dict[str, Image]:
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
-    """The full stack with the offline LLM, every container healthy by its own check."""
+def builder() -> Iterator[Builder]:
+    """The images of ours, built once."""
     if reason := why_not():
         pytest.skip(reason)
-    known = images()
-    builder = Builder(ROOT)
+    made = Builder(ROOT)
     try:
-        made = Composition(
-            builder, tmp_path_factory.mktemp("compose"), known, "full", "offline",
-            OTEL_METRIC_EXPORT_INTERVAL="1000",
-        )  # fmt: skip
-        try:
-            made.start_all()
-            yield made
-        finally:
-            made.close()
+        yield made
     finally:
-        builder.close()
+        made.close()
+
+
+@contextlib.contextmanager
+def up(builder: Builder, folder: Path, *profiles: str) -> Iterator[Composition]:
+    """Those profiles with the offline LLM, every container healthy by its own check."""
+    made = Composition(
+        builder, folder, images(), "offline", *profiles, OTEL_METRIC_EXPORT_INTERVAL="1000"
+    )
+    try:
+        made.start_all()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def composed(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
+    """The full stack."""
+    with up(builder, tmp_path_factory.mktemp("compose"), "full") as made:
+        yield made
 
 
 def ask(composed: Composition, *, source: str | None = None, **body: str) -> tuple[str, str]:
@@ -171,23 +184,30 @@ def test_prometheus_reaches_everybody_and_has_the_services_numbers(composed: Com
             eventually(lambda query=query: queries.prometheus(metrics, query), bool, query)  # type: ignore[misc]
 
 
+ASK = """
+import http.client, json, sys
+connection = http.client.HTTPConnection("api", 8000, timeout=60)
+headers = {"content-type": "application/json", "traceparent": sys.argv[1]}
+connection.request("POST", "/chat", json.dumps({"query": "What is 3+4?"}), headers)
+print(json.load(connection.getresponse())["trace_id"])
+"""
+
+
+def ask_from(container: Running) -> tuple[str, str]:
+    """The same from another container."""
+    caller = secrets.token_hex(16)
+    header = f"00-{caller}-{secrets.token_hex(8)}-01"
+    done = container.execute(["python", "-c", ASK, header])
+    assert done.returncode == 0, done.stderr
+    return caller, done.stdout.strip()
+
+
 def test_the_host_names_no_parent_and_a_container_does(composed: Composition) -> None:
     caller, made = ask(composed)
     assert made != caller
 
-    script = (
-        "import http.client, json, sys\n"
-        "c = http.client.HTTPConnection('api', 8000, timeout=60)\n"
-        "c.request('POST', '/chat', json.dumps({'query': 'What is 3+4?'}),"
-        " {'content-type': 'application/json', 'traceparent': sys.argv[1]})\n"
-        "print(json.load(c.getresponse())['trace_id'])\n"
-    )
-    caller = secrets.token_hex(16)
-    done = composed.running["retrieval"].execute(
-        ["python", "-c", script, f"00-{caller}-{secrets.token_hex(8)}-01"]
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == caller
+    caller, made = ask_from(composed.running["retrieval"])
+    assert made == caller
 
 
 def test_networks_keep_apart_what_has_nothing_to_say_to_each_other(composed: Composition) -> None:
@@ -228,3 +248,26 @@ def test_all_end_on_sigterm_in_the_time_they_have(composed: Composition) -> None
     statuses = {name: composed.stop(name) for name in composed.order_of_stopping()}
 
     assert statuses == dict.fromkeys(statuses, 0)
+
+
+def test_the_small_stack_answers_and_keeps_the_trace(builder: Builder, tmp_path: Path) -> None:
+    """`spanloom serve` is `telemetry` there."""
+    with up(builder, tmp_path, "small") as small:
+        _, asked = ask(small, session_id="small", user_id="ada")
+
+        with small.on_the_host():
+            reader = HttpReader(small.url("spanloom", "agent", ports.QUERY_HTTP))
+            eventually(
+                lambda: services_of(reader, asked),
+                lambda found: found == {"agent-api", "retrieval", "offline-llm"},
+                "the trace with all its processes",
+            )
+        statuses = {name: small.stop(name) for name in small.order_of_stopping()}
+        assert statuses == dict.fromkeys(statuses, 0)
+
+
+def services_of(reader: HttpReader, trace_id: str) -> set[str]:
+    trace = reader.get_trace(trace_id)
+    if trace is None:
+        return set()
+    return {str(span.resource.attributes["service.name"]) for span in trace.spans}
