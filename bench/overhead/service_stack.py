@@ -2,10 +2,10 @@
 
 import contextlib
 import http.client
-import http.server
 import itertools
 import json
 import os
+import socketserver
 import subprocess
 import sys
 import threading
@@ -26,10 +26,11 @@ _QUESTIONS = (
 _numbers = itertools.count()
 
 
-class OtlpSink(http.server.ThreadingHTTPServer):
+class OtlpSink(socketserver.ThreadingTCPServer):
     """Takes every OTLP request on loopback and counts it; keeps what it took only if asked to."""
 
     daemon_threads = True
+    allow_reuse_address = True
 
     def __init__(self, *, keep: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -43,21 +44,23 @@ class OtlpSink(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(socketserver.StreamRequestHandler):
+    """Reads no more of a request than it must: its CPU is taken from what is measured."""
+
     server: OtlpSink
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.taken += 1
-        if self.server.kept is not None:
-            self.server.kept.append((self.path, self.headers.get("Content-Encoding", ""), body))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            headers = {}
+            while header := self.rfile.readline().strip():
+                name, _, value = header.decode("latin-1").partition(":")
+                headers[name.lower()] = value.strip()
+            body = self.rfile.read(int(headers["content-length"]))
+            self.server.taken += 1
+            if self.server.kept is not None:
+                path = line.decode("latin-1").split(" ")[1]
+                self.server.kept.append((path, headers.get("content-encoding", ""), body))
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 @contextlib.contextmanager
@@ -75,8 +78,17 @@ def otlp_sink(*, keep: bool = False) -> Iterator[OtlpSink]:
 class ServiceStack:
     """A retrieval process, the offline model's and the API's."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, **telemetry: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        *,
+        by_hand: bool = False,
+        **telemetry: str,
+    ) -> None:
+        """Start the processes; `by_hand` with the spans of `service_by_hand` in place of ours."""
         folder.mkdir()
+        self._launcher = ("overhead.service_by_hand",) if by_hand else ()
         self._folder = folder
         self._environment = {
             name: value
@@ -84,7 +96,12 @@ class ServiceStack:
             if not name.startswith(
                 ("AGENT_", "OTEL_", "SPANLOOM_", "OPENAI", "ANTHROPIC", "PROMETHEUS_")
             )
-        } | {"AGENT_DATA_DIR": str(folder), "AGENT_LLM_PROVIDER": "offline", **telemetry}
+        } | {
+            "AGENT_DATA_DIR": str(folder),
+            "AGENT_LLM_PROVIDER": "offline",
+            "PYTHONPATH": str(_ROOT / "bench"),
+            **telemetry,
+        }
         self._processes: list[subprocess.Popen[bytes]] = []
         stack.callback(self._stop)
         retrieval = self._start("retrieval_listening", "service.retrieval", "serve", "--port", "0")
@@ -99,7 +116,7 @@ class ServiceStack:
         log = self._folder / f"{event}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-m", *self._launcher, module, *arguments],
                 cwd=_ROOT,
                 env=self._environment,
                 stdout=output,

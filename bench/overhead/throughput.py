@@ -1,65 +1,106 @@
 """What telemetry costs the whole service: POST /chat with it on and off, in alternating batches.
 
-Two stacks of real processes (retrieval, offline model, API) run side by side: one with
-telemetry as it comes, exporting to an OTLP sink on loopback that takes all and does nothing; one
-with OTEL_SDK_DISABLED=true. Only one of them has requests at a time.
+Three stacks of real processes (retrieval, offline model, API) run side by side: one with telemetry
+as it comes, one with the same spans written by hand with the bare SDK (`service_by_hand`), both
+exporting to an OTLP sink on loopback that takes all and does nothing; and one with
+OTEL_SDK_DISABLED=true. Only one of them has requests at a time.
 """
 
 import contextlib
 import random
 import tempfile
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
 from overhead.service_stack import ServiceStack, otlp_sink
 
+ON, BY_HAND, OFF = "on", "by hand", "off"
 _BATCH = 40
 _WARM_UP = 20
 _LEAST_ROUNDS = 4
+_COMPARED = 8
+_EXPORTED_S = 3.0
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """Requests a second and CPU milliseconds a request, one value a round."""
+class Batches:
+    """Requests a second and CPU milliseconds a request of one stack, one value a round."""
 
-    on: list[float]
-    off: list[float]
-    cpu_on: list[float]
-    cpu_off: list[float]
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
-    @property
-    def ratio(self) -> float:
-        """Median of on / off, round by round."""
-        return median(on / off for on, off in zip(self.on, self.off, strict=True))
+    def rate_ratio(self, other: "Batches") -> float:
+        """Median of this / other, round by round."""
+        return median(mine / its for mine, its in zip(self.rates, other.rates, strict=True))
 
-    @property
-    def cpu_ratio(self) -> float:
-        return median(on / off for on, off in zip(self.cpu_on, self.cpu_off, strict=True))
+    def cpu_ratio(self, other: "Batches") -> float:
+        return median(mine / its for mine, its in zip(self.cpu, other.cpu, strict=True))
 
 
-def measure(seconds: float) -> Throughput:
+def measure(seconds: float) -> dict[str, Batches]:
     """Alternate batches, in shuffled order, until the time is over."""
-    found = Throughput([], [], [], [])
     chance = random.Random(1)
     with (
         tempfile.TemporaryDirectory() as folder,
         otlp_sink() as sink,
         contextlib.ExitStack() as stack,
     ):
-        on = ServiceStack(Path(folder) / "on", stack, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
-        off = ServiceStack(Path(folder) / "off", stack, OTEL_SDK_DISABLED="true")
-        for one in (on, off):
+        _compare_spans(Path(folder))
+        address = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint}
+        stacks = {
+            ON: ServiceStack(Path(folder) / "on", stack, **address),
+            BY_HAND: ServiceStack(Path(folder) / "hand", stack, by_hand=True, **address),
+            OFF: ServiceStack(Path(folder) / "off", stack, OTEL_SDK_DISABLED="true"),
+        }
+        for name, one in stacks.items():
+            before = sink.taken
             one.batch(_WARM_UP)
+            time.sleep(1)
+            if (sink.taken > before) is (name == OFF):
+                raise SystemExit(f"telemetry {name}: {sink.taken - before} exports came")
+        found = {name: Batches() for name in stacks}
         end = time.monotonic() + seconds
-        while time.monotonic() < end or len(found.on) < _LEAST_ROUNDS:
-            order = [(on, found.on, found.cpu_on), (off, found.off, found.cpu_off)]
-            chance.shuffle(order)
-            for one, rates, cpu in order:
-                rate, milliseconds = one.batch(_BATCH)
-                rates.append(rate)
-                cpu.append(milliseconds)
-        if not sink.taken:
-            raise SystemExit("telemetry was on, and nothing came to the sink")
+        while time.monotonic() < end or len(found[ON].rates) < _LEAST_ROUNDS:
+            for name in chance.sample(list(stacks), len(stacks)):
+                rate, milliseconds = stacks[name].batch(_BATCH)
+                found[name].rates.append(rate)
+                found[name].cpu.append(milliseconds)
     return found
+
+
+def _compare_spans(folder: Path) -> None:
+    """Stop unless both ways give the same spans: names and kinds, and 5 % of the attributes."""
+    spans: dict[bool, Counter[tuple[str, int]]] = {}
+    attributes: dict[bool, int] = {}
+    for by_hand in (False, True):
+        with otlp_sink(keep=True) as sink, contextlib.ExitStack() as stack:
+            one = ServiceStack(
+                folder / f"compared-{by_hand}",
+                stack,
+                by_hand=by_hand,
+                OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            )
+            one.batch(_COMPARED)
+            time.sleep(_EXPORTED_S)
+            bodies = [body for path, _, body in sink.kept or () if path.endswith("/traces")]
+        found = [
+            span
+            for body in bodies
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        spans[by_hand] = Counter((span.name, span.kind) for span in found)
+        attributes[by_hand] = sum(len(span.attributes) for span in found)
+    if spans[False] != spans[True]:
+        raise SystemExit(
+            f"the spans by hand are others: {spans[False] - spans[True]} are missing, "
+            f"{spans[True] - spans[False]} too many"
+        )
+    if not 0.95 < attributes[True] / attributes[False] < 1.05:
+        raise SystemExit(f"attributes: {attributes[False]} of ours, {attributes[True]} by hand")

@@ -47,15 +47,13 @@ def _no_headers(*_: Any) -> dict[str, list[str]]:
 
 
 def _header_of(_: Any, carrier: Mapping[str, Any], key: str) -> list[str] | None:
-    """Return a header's values, as contrib's `ASGIGetter.get` does; None where there is none."""
+    """Return a header's values, as contrib's `ASGIGetter.get` does; None where there is none.
+
+    ASGI has the names in lower case.
+    """
     headers: Iterable[tuple[bytes, bytes]] = carrier.get("headers") or ()
     name = key.lower().encode()
-    length = len(name)
-    return [
-        _decoded(value)
-        for found, value in headers
-        if found == name or (len(found) == length and found.lower() == name)
-    ] or None
+    return [_decoded(value) for found, value in headers if found == name] or None
 
 
 def _decoded(value: bytes) -> str:

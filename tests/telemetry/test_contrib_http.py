@@ -8,7 +8,7 @@ from tests.telemetry.live import Script
 HEADERS = [
     (b"host", b"a"),
     (b"x-many", b"1"),
-    (b"X-Many", b"2"),
+    (b"x-many", b"2"),
     (b"empty", b""),
     (b"chinese", "中文".encode()),
     (b"latin", b"caf\xe9"),
