@@ -45,24 +45,23 @@ class Batches:
 def measure(seconds: float) -> dict[str, Batches]:
     """Alternate batches, in shuffled order, until the time is over."""
     chance = random.Random(1)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        otlp_sink() as sink,
-        contextlib.ExitStack() as stack,
-    ):
+    stacks: dict[str, ServiceStack] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         _compare_spans(Path(folder))
-        address = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint}
-        stacks = {
-            ON: ServiceStack(Path(folder) / "on", stack, **address),
-            BY_HAND: ServiceStack(Path(folder) / "hand", stack, by_hand=True, **address),
-            OFF: ServiceStack(Path(folder) / "off", stack, OTEL_SDK_DISABLED="true"),
-        }
-        for name, one in stacks.items():
-            before = sink.taken
-            one.batch(_WARM_UP)
+        for name in (ON, BY_HAND, OFF):
+            sink = stack.enter_context(otlp_sink())
+            settings = {"OTEL_SDK_DISABLED": "true"} if name == OFF else {}
+            stacks[name] = ServiceStack(
+                Path(folder) / name,
+                stack,
+                by_hand=name == BY_HAND,
+                OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+                **settings,
+            )
+            stacks[name].batch(_WARM_UP)
             time.sleep(1)
-            if (sink.taken > before) is (name == OFF):
-                raise SystemExit(f"telemetry {name}: {sink.taken - before} exports came")
+            if (sink.taken > 0) is (name == OFF):
+                raise SystemExit(f"telemetry {name}: {sink.taken} exports came")
         found = {name: Batches() for name in stacks}
         end = time.monotonic() + seconds
         while time.monotonic() < end or len(found[ON].rates) < _LEAST_ROUNDS:
