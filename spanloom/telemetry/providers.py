@@ -26,6 +26,7 @@ from spanloom.telemetry.exporters import (
     create_otlp_exporter,
     is_otlp,
 )
+from spanloom.telemetry.hashed_resource import HashedResource
 from spanloom.telemetry.reaped import Claims, SettlingSpanExporter
 from spanloom.telemetry.sampling import InheritingSampler
 from spanloom.telemetry.settings import Signal, TelemetrySettings
@@ -113,28 +114,11 @@ def _spooled(
     return True, dataclasses.replace(settings, exporters=exporters)
 
 
-class _HashedResource(Resource):
-    """A resource that is hashed once: the SDK's encoder does it for every span and log record.
-
-    The SDK's own hash writes all attributes as JSON; they never change.
-    """
-
-    def __init__(self, resource: Resource) -> None:
-        super().__init__(resource.attributes, resource.schema_url)
-        self._hash = super().__hash__()
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or super().__eq__(other)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
 def _resource(service_name: str | None, service_version: str | None) -> Resource:
     """The environment's resource; our arguments fill in what it does not say."""
     said = OTELResourceDetector().detect().attributes
     wanted = {semconv.SERVICE_NAME: service_name, semconv.SERVICE_VERSION: service_version}
-    return _HashedResource(
+    return HashedResource(
         Resource.create(
             {key: value for key, value in wanted.items() if value and key not in said},
             schema_url=semconv.SCHEMA_URL,

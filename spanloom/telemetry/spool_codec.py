@@ -30,10 +30,11 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
+from spanloom.telemetry.hashed_resource import HashedResource
 from spanloom.telemetry.tracecontext import StrictTraceState
 
 T = TypeVar("T")
-_NOTHING: Final = Resource.get_empty()
+_NOTHING: Final = HashedResource(Resource.get_empty())
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _IS_REMOTE: Final = trace_pb2.SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
