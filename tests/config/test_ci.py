@@ -31,6 +31,7 @@ def run_ci(
         "make": f'echo "make $*"\nif [ "$*" = test-stack ]; then exit {test_stack}; fi\n',
         "test-versions": f'echo "test of the versions"\nexit {versions}\n',
         "chromedriver": "",
+        "sshd": "",
     }.items():
         program = programs / name
         program.write_text(f"#!/bin/sh\n{text}", encoding="utf-8")

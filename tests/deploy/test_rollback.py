@@ -320,6 +320,34 @@ def test_one_deploy_at_a_time(host: Host) -> None:
 # What is kept, and what is refused.
 
 
+def test_a_full_disk_stops_a_deploy_before_it_changes_anything(host: Host) -> None:
+    good = deployed(host)
+    (host.dir / "state" / "in-progress.new").symlink_to("/dev/full")
+
+    done = host.run("deploy", host.release())
+
+    assert done.returncode == 1, said(done)
+    assert "is the disk full?): nothing was changed" in done.stderr
+    assert [call for call in host.calls if call.endswith(" up")] == [f"{good} up"]
+    assert host.good == [good]
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_the_record_whole(host: Host) -> None:
+    good = deployed(host)
+    (host.dir / "state" / "good.new").symlink_to("/dev/full")
+    new = host.release()
+
+    done = host.run("deploy", new)
+    assert done.returncode == 1, said(done)
+    assert f"{new} is in service and healthy" in done.stderr
+    assert (host.running, host.good) == (new, [good])
+
+    (host.dir / "state" / "good.new").unlink()
+    again = host.run("deploy", new)
+    assert again.returncode == 0, said(again)
+    assert host.good == [good, new]
+
+
 def test_five_releases_and_every_image_are_kept(host: Host) -> None:
     tags = [deployed(host)]
     releases = host.dir / "releases"
