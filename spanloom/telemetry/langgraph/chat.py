@@ -162,7 +162,7 @@ class ChatCall(Unit):
         address, port = self._server
         bill = settle(
             attributes,
-            ending,
+            endings.OK if answer.is_refused else ending,  # nothing of its count is missing
             provider=self._provider,
             model=answer.model or self._model,
             server_address=address,

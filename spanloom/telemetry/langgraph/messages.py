@@ -30,6 +30,7 @@ class Answer:
         "id",
         "input_tokens",
         "is_cached",
+        "is_refused",
         "model",
         "output_tokens",
         "reasoning",
@@ -43,6 +44,8 @@ class Answer:
         self.cache_write_1h: int | None = None
         """The part of `cache_write` that lives an hour, which has a price of its own."""
         self.is_cached = False
+        self.is_refused = False
+        """Whether it came whole, and its SDK would not hand it on."""
         self.reasoning: int | None = None
         self.model: str | None = None
         self.id: str | None = None
@@ -100,6 +103,7 @@ class Answer:
         usage = getattr(completion, "usage", None)
         if usage is None or self.input_tokens is not None:
             return
+        self.is_refused = True
         self.input_tokens = _count(getattr(usage, "prompt_tokens", None))
         self.output_tokens = _count(getattr(usage, "completion_tokens", None))
         given = getattr(usage, "prompt_tokens_details", None)

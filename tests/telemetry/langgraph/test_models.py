@@ -315,6 +315,7 @@ async def test_an_endpoint_that_fails(recorded: Any, server: Any) -> None:
     assert recorded.exceptions() == [("chat failing", chat["error.type"])]
 
 
+@pytest.mark.usefixtures("own_prices")
 async def test_an_answer_that_the_sdk_does_not_hand_on_is_counted(
     recorded: Any, server: Any
 ) -> None:
@@ -334,6 +335,8 @@ async def test_an_answer_that_the_sdk_does_not_hand_on_is_counted(
     assert chat["gen_ai.response.model"] == "offline-2026"
     assert chat["gen_ai.response.finish_reasons"] == ("length",)
     assert {key: recorded.attributes("invoke_node ask")[key] for key in SUMS} == SUMS
+    names = ("chat wordy", "invoke_node ask", "invoke_workflow g")
+    assert costs(recorded) == dict.fromkeys(names, (pytest.approx(COST, rel=1e-9), None))
 
 
 async def test_each_request_of_a_batch_is_a_span(recorded: Any, server: Any) -> None:
