@@ -1,6 +1,7 @@
 """The production stack and the service as processes of this host: `make stack`.
 
-    python -m scripts.real_stack            Collector, Jaeger, Prometheus, Loki, then the service
+    python -m scripts.real_stack            Collector, Jaeger, Prometheus, Loki, spanloom reap,
+                                            then the service
     python -m scripts.real_stack --no-service
 
 Every program runs with its committed configuration on its default port; data lies in var/, logs in
@@ -39,6 +40,7 @@ from spanloom.cli.supervisor import (
 from spanloom.cli.terminal import print_error
 from spanloom.cli.wiring import HOST, first_request
 from spanloom.errors import ConfigurationError
+from spanloom.server.reap import REAP_AFTER_S
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("var")
@@ -79,7 +81,7 @@ def prometheus_command() -> list[str]:
 
 
 def programs() -> list[Part]:
-    """The four programs."""
+    """The four programs, and the reaper behind the Collector."""
     return [
         Part(
             "prometheus",
@@ -110,10 +112,20 @@ def programs() -> list[Part]:
             at(ports.OTLP_HTTP),
             at(COLLECTOR_HEALTH),
             (ports.OTLP_HTTP, ports.OTLP_GRPC, COLLECTOR_HEALTH, ports.COLLECTOR_METRICS),
-            # Without a reaper its queue would fill up; COLLECTOR_REAP=on where one runs.
-            {"COLLECTOR_REAP": os.environ.get("COLLECTOR_REAP", "off")},
         ),
+        reaper(),
     ]
+
+
+def reaper() -> Part:
+    """`spanloom reap` on its default ports."""
+    return Part(
+        "reap",
+        [sys.executable, "-m", "spanloom", "reap", f"--data-dir={DATA / 'reap'}"],
+        at(ports.REAP_OTLP_HTTP),
+        at(ports.REAP_HTTP) + "/health",
+        (ports.REAP_OTLP_HTTP, ports.REAP_HTTP),
+    )
 
 
 def service() -> tuple[list[Part], str]:
@@ -124,8 +136,9 @@ def service() -> tuple[list[Part], str]:
     values = placeholders(file, listens, DATA.absolute())
     shared = {name: expand(text, values) for name, text in file.env.items() if name not in dotenv}
     shared |= {process.port_env: str(listens[process.name]) for process in file.processes}
-    # The one setting that leaves the embedded backend.
+    # The one setting that leaves the embedded backend; the other says that there is a reaper.
     shared["OTEL_EXPORTER_OTLP_ENDPOINT"] = at(ports.OTLP_HTTP)
+    shared["SPANLOOM_REAPED_AFTER"] = f"{REAP_AFTER_S:g}"
     parts = [
         Part(
             process.name,
@@ -198,7 +211,7 @@ def run(supervisor: Supervisor, progress: Progress, groups: list[list[Part]], sa
 def main() -> int:
     """Start, watch, stop; 0 after Ctrl-C, 1 if a process failed, 2 if nothing was started."""
     parser = argparse.ArgumentParser(description="The production stack as processes of this host.")
-    parser.add_argument("--no-service", action="store_true", help="only the four programs")
+    parser.add_argument("--no-service", action="store_true", help="no service, for one of yours")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # the configuration's paths are relative to it
     try:

@@ -242,7 +242,7 @@ def _decode(body: bytes, content_type: str) -> Decoded[LogEvent]:
     events = tuple(_bounded(event) for event in decoded.items if event.event_name in EVENTS)
     others = len(decoded.items) - len(events)
     if not others:
-        return decoded
+        return Decoded(events, decoded.rejected, decoded.message)
     told = f"{others} log records are no in-flight events; route only {', '.join(sorted(EVENTS))}"
     message = f"{told}. {decoded.message}" if decoded.message else told
     return Decoded(events, decoded.rejected + others, message)

@@ -30,6 +30,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.telemetry.live import attributes, child_environment, wait_for
 
 WAIT_S = 60
+AFTER_S = 5
+"""How long the reaper waits; a busy machine keeps a heartbeat back for a second or two."""
 
 AGENT = """
 import sys
@@ -126,7 +128,7 @@ def refuses_some(count: int, message: str) -> bytes:
 class Reap:
     """A running `spanloom reap`."""
 
-    def __init__(self, folder: Path, to: str, *, after: str = "2s", port: int = 0) -> None:
+    def __init__(self, folder: Path, to: str, *, after: str = f"{AFTER_S}s", port: int = 0) -> None:
         command = [sys.executable, "-m", "spanloom", "reap", "--json", "--data-dir", str(folder)]
         command += ["--to", to, "--reap-after", after, "--admin", "127.0.0.1:0"]
         command += ["--listen", f"127.0.0.1:{port}"]

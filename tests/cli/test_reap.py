@@ -3,12 +3,16 @@
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.cli.reaping import WAIT_S, Agent, Reap, Target, is_reaped, refuses_some
+from spanloom.otlp import logs_to_message
+from spanloom.store import REAP_FILE, open_reader
+from tests.builders_inflight import announced, heartbeat
+from tests.cli.reaping import AFTER_S, WAIT_S, Agent, Reap, Target, is_reaped, refuses_some
 from tests.telemetry.live import attributes, wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -143,9 +147,9 @@ def test_a_process_that_outlives_a_restart_of_the_reaper_is_not_dead(
     with Reap(tmp_path, target.url) as reap, Agent(target.url, reap.otlp) as agent:
         reap.waits_for(IN_FLIGHT, 2)
         reap.kill()
-        time.sleep(3)  # longer than it waits before it ends anything
+        time.sleep(AFTER_S + 1)  # longer than it waits before it ends anything
         with Reap(tmp_path, target.url, port=reap.port) as again:
-            time.sleep(5)
+            time.sleep(AFTER_S + 2)
             assert again.metrics()[IN_FLIGHT] == 2
             assert reaped(target) == []
             agent.kill()
@@ -161,14 +165,14 @@ def test_while_the_collector_is_away_silence_is_no_death(tmp_path: Path, target:
         target.close()
         reap.waits_for(UP, 0)
         agent.process.send_signal(signal.SIGSTOP)  # as heartbeats that nobody forwards
-        time.sleep(6)
+        time.sleep(AFTER_S + 3)
         assert reap.metrics()[IN_FLIGHT] == 2
         assert reap.metrics()[OUTBOX] == 0
         agent.process.send_signal(signal.SIGCONT)
         back = Target(target.port)
         try:
             reap.waits_for(UP, 1)
-            time.sleep(4)
+            time.sleep(AFTER_S + 1)
             assert reap.metrics()[IN_FLIGHT] == 2
             assert reaped(back) == []
             agent.kill()
@@ -233,4 +237,34 @@ def test_sigterm_ends_it_cleanly_and_what_waits_is_kept(tmp_path: Path, target: 
     target.answer = lambda _: (200, b"")
     with Reap(tmp_path, target.url) as reap:
         wait_for(lambda: len(reaped(target)) == 2, WAIT_S)
+        assert reap.stop()[0] == 0
+
+
+def test_state_on_disk_does_not_grow_with_what_has_ended(tmp_path: Path, target: Target) -> None:
+    """10,000 spans announced and ended; a huge announcement is kept without its attributes."""
+    with Reap(tmp_path, target.url, after="300s") as reap:
+        sizes = []
+        for turn in range(1, 21):
+            # Each span in a trace of its own; the next turn's heartbeat no longer lists these.
+            events = [
+                announced("查询", number, trace=1_000 * turn + number, attributes={"q": "字" * 100})
+                for number in range(1, 501)
+            ]
+            events.append(heartbeat(sequence=turn, at_ms=2_000 + turn))
+            assert reap.post(logs_to_message(events).SerializeToString()).status_code == 200
+            sizes.append(reap.metrics()["spanloom_store_bytes"])
+        gone = heartbeat(sequence=21, at_ms=9_000)
+        assert reap.post(logs_to_message([gone]).SerializeToString()).content == b""
+        metrics = reap.metrics()
+        assert metrics[IN_FLIGHT] == 0
+        assert metrics["spanloom_store_traces"] == 0
+        assert max(sizes[10:]) <= 2 * max(sizes[:10]), sizes
+
+        huge = announced("查询", 1, attributes={"q": "字" * 1_000_000})
+        assert reap.post(logs_to_message([huge]).SerializeToString()).content == b""
+        assert reap.metrics()[IN_FLIGHT] == 1
+        with closing(open_reader(tmp_path / REAP_FILE)) as reader:
+            (kept,) = reader.open_spans("p1")
+        assert "q" not in kept.span.attributes
+        assert kept.span.name == "查询"
         assert reap.stop()[0] == 0

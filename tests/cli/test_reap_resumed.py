@@ -143,8 +143,8 @@ def test_who_finds_the_spool_soon_ends_the_spans_and_the_reaper_does_not(
 def test_who_finds_the_spool_late_leaves_the_spans_to_the_reaper(
     tmp_path: Path, target: Target
 ) -> None:
-    env = {"SPANLOOM_REAPED_AFTER": "3", "SPANLOOM_SPOOL_DIR": str(tmp_path / "spool")}
-    with Reap(tmp_path, target.url, after="3s") as reap:
+    env = {"SPANLOOM_REAPED_AFTER": "5", "SPANLOOM_SPOOL_DIR": str(tmp_path / "spool")}
+    with Reap(tmp_path, target.url) as reap:
         with Agent(target.url, reap.otlp, **env) as agent:
             reap.waits_for(IN_FLIGHT, 2)
             agent.kill()
@@ -166,7 +166,7 @@ def test_what_had_ended_in_the_spool_is_sent_as_it_was_however_late(
     spool = {"SPANLOOM_SPOOL_DIR": str(tmp_path / "spool")}
     away = Target()
     away.answer = lambda _: (503, b"")
-    with Reap(tmp_path, target.url, after="3s") as reap:
+    with Reap(tmp_path, target.url) as reap:
         with (
             Agent(away.url, reap.otlp, SPANLOOM_REAPED_AFTER="60", **spool) as agent,
             Agent(target.url, reap.otlp, SPANLOOM_REAPED_AFTER="60") as other,

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts import real_stack, stack_tools
+from spanloom import ports
 from spanloom.errors import ConfigurationError
+from spanloom.server.reap import REAP_AFTER_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,8 +38,11 @@ def test_each_program_listens_where_its_configuration_says() -> None:
     }
     guide = (ROOT / "docs/stack.md").read_text(encoding="utf-8")
     parts = real_stack.programs()
-    assert [part.name for part in parts] == list(files)
-    for part in parts:
+    assert [part.name for part in parts] == [*files, "reap"]
+    assert parts[-1].listens == (ports.REAP_OTLP_HTTP, ports.REAP_HTTP)
+    assert all(str(port) in guide for port in parts[-1].listens)
+    assert "COLLECTOR_REAP" not in {name for part in parts for name in part.env}
+    for part in parts[:-1]:
         text = (ROOT / files[part.name]).read_text(encoding="utf-8")
         assert any(files[part.name] in argument for argument in part.command), part.command
         health = re.search(r":(\d+)", part.health)
@@ -54,6 +59,7 @@ def test_the_service_gets_the_one_setting_and_nothing_else_of_telemetry() -> Non
     for part in parts:
         telemetry = {name for name in part.env if name.startswith("OTEL_")}
         assert telemetry == {"OTEL_EXPORTER_OTLP_ENDPOINT"}
+        assert float(part.env["SPANLOOM_REAPED_AFTER"]) == REAP_AFTER_S
     assert "traceparent: 00-" in request
 
 
