@@ -81,4 +81,7 @@ def _postgres(url: str) -> PostgresAddress:
     host = given.get("host") or given.get("hostaddr") or "the local socket"
     port = given.get("port") or "5432"
     database = given.get("dbname") or given.get("user") or "the default database"
-    return PostgresAddress(f"{host}:{port}/{database}", {**_CONNECTION_DEFAULTS, **given})
+    # Whatever the database's encoding: of one in SQL_ASCII, the default of a server in locale C,
+    # the driver would return bytes for text.
+    parameters = {**_CONNECTION_DEFAULTS, **given, "client_encoding": "utf8"}
+    return PostgresAddress(f"{host}:{port}/{database}", parameters)

@@ -79,6 +79,19 @@ async def test_those_who_wait_take_no_connection_from_those_who_work(
         await settles(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", 0)
 
 
+async def test_a_database_that_knows_no_encoding_keeps_chinese_conversations(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(b"CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0")
+    url = server.url("ascii")
+    async with opened(url, tmp_path) as sessions:
+        for _ in range(2):
+            await run_once(sessions, "会话-1")
+        state = await counter(sessions).aget_state({"configurable": {"thread_id": "会话-1"}})
+    assert state.values == {"runs": 2, "notes": ["好", "好"]}
+
+
 async def test_operations_use_the_whole_pool(server: PostgresServer, tmp_path: Path) -> None:
     """One slow read holds up no other conversation's: LangGraph's own lock would."""
     url = server.url()
