@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
@@ -135,17 +134,17 @@ def _process_ports() -> Iterator[Check]:
 
 def _backend(url: str) -> Check:
     name = f"backend {url}"
-    split = urlsplit(url)
-    port = split.port or (443 if split.scheme == "https" else 80)
     import httpx2  # noqa: PLC0415  # `--help` stays fast
 
-    from spanloom.sources.http import is_loopback  # noqa: PLC0415
+    from spanloom.sources.http import is_loopback, server_url  # noqa: PLC0415
 
+    server = server_url(url)
+    port = server.port or (443 if server.scheme == "https" else 80)
     try:
         response = httpx2.get(
             f"{url.rstrip('/')}/health",
             timeout=3.0,
-            trust_env=not is_loopback(split.hostname or ""),
+            trust_env=not is_loopback(server.host),
         )
         document = response.json()
         status = document["status"]
@@ -153,7 +152,7 @@ def _backend(url: str) -> Check:
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return Check(name, False, f"no answer ({error})", _start_advice())
     except (ValueError, KeyError, TypeError):
-        holder = find_holder(port) if split.hostname in {"127.0.0.1", "localhost"} else None
+        holder = find_holder(port) if server.host in {"127.0.0.1", "localhost"} else None
         by = f" but pid {holder.pid} ({holder.command})" if holder else ""
         return Check(
             name,

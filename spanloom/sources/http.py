@@ -42,8 +42,22 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _JSON = "application/json"
 _LARGEST = 2**63 - 1
+_LARGEST_PORT = 65_535
 
 Parameters = Sequence[tuple[str, str]]
+
+
+def server_url(text: str) -> httpx2.URL:
+    """The address of a server; ConfigurationError for what cannot be one."""
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL as error:
+        raise ConfigurationError(f"{text!r} is not an address: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host or (url.port or 0) > _LARGEST_PORT:
+        raise ConfigurationError(
+            f"{text!r} is not an address: write http://HOST:PORT (--url or SPANLOOM_URL)"
+        )
+    return url
 
 
 class HttpReader:
@@ -54,14 +68,7 @@ class HttpReader:
     """
 
     def __init__(self, base_url: str, *, timeout_s: float = READ_TIMEOUT_S) -> None:
-        try:
-            url = httpx2.URL(base_url)
-        except httpx2.InvalidURL as error:
-            raise ConfigurationError(f"{base_url!r} is not an address: {error}") from error
-        if url.scheme not in {"http", "https"} or not url.host:
-            raise ConfigurationError(
-                f"{base_url!r} is not an address: write http://HOST:PORT (--url or SPANLOOM_URL)"
-            )
+        url = server_url(base_url)
         self._base_url = str(url).rstrip("/")
         self._client = httpx2.Client(
             base_url=self._base_url,

@@ -341,6 +341,15 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in lines[sent + 1]
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1x", "http://127.0.0.1:99999", "ftp://x"])
+def test_doctor_says_what_is_no_address(spanloom: Run, url: str) -> None:
+    """Wrong usage is exit code 2 and a sentence, as everywhere."""
+    code, _, err = spanloom("doctor", "--url", url)
+
+    assert code == 2
+    assert err.startswith(f"spanloom: '{url}' is not an address")
+
+
 def test_doctor_recognises_a_stranger_on_the_port(
     spanloom: Run, script: Callable[[str], list[str]], eventually: Callable[..., None]
 ) -> None:

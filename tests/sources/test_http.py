@@ -233,7 +233,10 @@ def test_many_threads_may_share_a_reader(reader: HttpReader) -> None:
     assert all(trace is not None and trace.spans == (FULL,) for trace in traces)
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:16686", "ftp://x", "http://", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:16686", "ftp://x", "http://", "http://[::1", "http://x:1y", "http://x:99999"],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     """The message says how one is written."""
     with pytest.raises(ConfigurationError, match="is not an address"):
