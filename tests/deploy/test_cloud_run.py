@@ -18,7 +18,7 @@ from tests.deploy.apart import package
 from tests.deploy.dockerfile import ROOT, stages
 from tests.service.test_settings import environment_name
 
-pytestmark = pytest.mark.xdist_group("cloud_run")
+pytestmark = [pytest.mark.xdist_group("cloud_run"), pytest.mark.timeout(300)]
 
 FOLDER = ROOT / "deploy/cloudrun"
 GIVEN = {

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from tests.deploy.apart import package
 from tests.deploy.dockerfile import ROOT
 from tests.service.test_settings import environment_name
 from tests.stack.programs import Program, free_port
-from tests.telemetry.live import Receiver, wait_for
+from tests.telemetry.live import Receiver
 
-pytestmark = pytest.mark.xdist_group("modal")
+# Twice as long as a busy machine took, and the package is fetched once.
+pytestmark = [pytest.mark.xdist_group("modal"), pytest.mark.timeout(400)]
 
 FILE = ROOT / "deploy/modal/app.py"
 TEXT = FILE.read_text(encoding="utf-8")
@@ -155,11 +156,6 @@ def container(modal: Path, folder: Path, **env: str) -> Iterator[Program]:
                 given | {PYTHONPATH: str(ROOT)} | env,
             )
         )  # fmt: skip
-
-
-def every(found: Callable[[], Any], what: str) -> Any:
-    wait_for(found, what)
-    return found()
 
 
 def test_a_question_is_answered_and_traced_through_both_processes(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.cli.reaping import Agent, Reap
+from tests.cli.test_reap import IN_FLIGHT
 from tests.deploy.test_cloud_run import environment
 from tests.stack import queries
 from tests.stack.programs import (
@@ -45,6 +47,7 @@ class CloudRun:
     jaeger: Jaeger
     prometheus: Prometheus
     loki: Loki
+    reap: Reap
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,9 @@ def cloud_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudRun]:
         metrics = prometheus(folder)
         traces, logs = jaeger(folder, metrics), loki(folder)
         started.enter_context(together(metrics, traces, logs))
+        reap = started.enter_context(Reap(folder / "reap", traces.otlp_http))
         central = collector(
-            folder, traces, metrics, logs, name="central", COLLECTOR_REAP="off", **secrets
+            folder, traces, metrics, logs, name="central", REAP_OTLP_ENDPOINT=reap.otlp, **secrets
         )
         central.command = [*central.command, "--config", "deploy/collector/secure.yaml"]
         started.enter_context(central)
@@ -74,7 +78,7 @@ def cloud_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudRun]:
         sidecar = collector(folder, name="sidecar", config=ROOT / SIDECAR[0], **given)
         sidecar.command = [*sidecar.command, "--config", SIDECAR[1]]
         started.enter_context(sidecar)
-        yield CloudRun(sidecar, central, traces, metrics, logs)
+        yield CloudRun(sidecar, central, traces, metrics, logs, reap)
 
 
 def test_the_configuration_is_valid_with_what_the_service_gives_it() -> None:
@@ -137,6 +141,20 @@ def test_metrics_of_a_service_that_is_scraped_are_not_doubled(cloud_run: CloudRu
         "what came with them",
     )
     assert queries.prometheus(cloud_run.prometheus.url, 'agent_requests_total{job="scraped"}') == []
+
+
+def test_the_open_spans_of_a_killed_instance_are_ended(cloud_run: CloudRun) -> None:
+    """Its last sign of life went through both Collectors to `spanloom reap`."""
+    http, service = cloud_run.sidecar.http, "killed"
+    with Agent(http, http, OTEL_SERVICE_NAME=service) as agent:
+        cloud_run.reap.waits_for(IN_FLIGHT, 2)
+        agent.kill()
+
+    eventually(
+        lambda: queries.jaeger_span_ids(cloud_run.jaeger.url, service),
+        lambda seen: len(seen) == 3 == len(set(seen)),
+        "the span that had ended and the two that had not",
+    )
 
 
 def test_an_instance_told_to_stop_loses_nothing_it_had_acknowledged(cloud_run: CloudRun) -> None:
