@@ -89,10 +89,15 @@ OTHERS = (
     "opentelemetry-instrumentation-genai-langchain==1.3b0",
     "opentelemetry-instrumentation-genai-openai==1.3b0",
 )
+# One more, which was left behind when the library below it changed.
+OTHERS_V2 = (
+    "opentelemetry-instrumentation-openai-v2==2.4b0",
+    "opentelemetry-util-genai==0.4b0",
+)
 # LangGraph's API server, and what it cannot be installed with in the locked release.
 SERVER = ("fastapi", "langgraph-cli[inmem]>=0.4.40,<1")
 SERVER_LIMITS = {"structlog": "structlog>=25.5,<26"}
-ENVIRONMENTS = ("oldest", "newest", "beside", "remote")
+ENVIRONMENTS = ("oldest", "newest", "beside", "beside-v2", "remote")
 
 
 def say(line: str) -> None:
@@ -132,7 +137,7 @@ def wanted(which: str) -> list[str]:
     pins = locked()
     if which == "remote":
         pins = [SERVER_LIMITS.get(pin.split("==")[0], pin) for pin in pins]
-    others = {"beside": OTHERS, "remote": SERVER}.get(which, ())
+    others = {"beside": OTHERS, "beside-v2": OTHERS_V2, "remote": SERVER}.get(which, ())
     return [*ranges, *NEW_COMPANIONS, *others, *pins]
 
 
@@ -198,7 +203,11 @@ def test(which: str, arguments: list[str]) -> int:
         "--deselect",
         f"{SUITE.relative_to(ROOT).as_posix()}/{NEEDS_INSTALLATION}",
     ]
-    files = {"beside": ("test_beside_others.py",), "remote": ("test_remote.py",)}.get(which, FILES)
+    files = FILES
+    if which.startswith("beside"):
+        files = ("test_beside_others.py",)
+    elif which == "remote":
+        files = ("test_remote.py",)
     command += [*arguments, *(str(SUITE / name) for name in files)]
     done = subprocess.run(
         command,

@@ -20,7 +20,7 @@ from opentelemetry.trace import Tracer, TracerProvider
 
 from spanloom import __version__, semconv
 from spanloom.telemetry import estimate, pricing
-from spanloom.telemetry.langgraph import graphs, models, nodes, resume, tools
+from spanloom.telemetry.langgraph import beside, graphs, models, nodes, resume, tools
 from spanloom.telemetry.langgraph.context import Guard, warn_once
 
 Wrapper = Callable[[Tracer, Callable[..., Any]], Callable[..., Any]]
@@ -44,6 +44,7 @@ _LOOP: Final = "langgraph.pregel._loop"
 _PREGEL: Final = "langgraph.pregel.main"
 _TOOLS: Final = "langchain_core.tools.base"
 _MODELS: Final = "langchain_core.language_models.chat_models"
+_GENAI: Final = "opentelemetry.instrumentation.genai.langchain.invocation_manager"
 
 SEAMS: Final = (
     Seam(_PREGEL, "Pregel", "stream", graphs.trace_stream),
@@ -63,6 +64,7 @@ SEAMS: Final = (
     Seam(_MODELS, "BaseChatModel", "_iter_v2_events", models.trace_events, optional=True),
     Seam(_MODELS, "BaseChatModel", "_aiter_v2_events", models.trace_aevents, optional=True),
     Seam("anthropic._base_client", None, "start_api_call_span", models.yield_to_us, optional=True),
+    Seam(_GENAI, "_InvocationManager", "get_parent_context", beside.keep_current, optional=True),
 )
 
 
