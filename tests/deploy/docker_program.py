@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -91,9 +92,15 @@ def up(tag: str, configuration: str, port: str, wait_s: int) -> int:
         stop()
         start(tag, configuration, json.loads(image.read_text()), port)
     end = time.monotonic() + wait_s
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), open_directly(f"http://127.0.0.1:{port}/health"):
-            return 0
+    retries = 5
+    while time.monotonic() < end and retries:
+        try:
+            with open_directly(f"http://127.0.0.1:{port}/health"):
+                return 0
+        except urllib.error.HTTPError:
+            retries -= 1
+        except OSError:
+            pass
         time.sleep(0.05)
     sys.stderr.write("container spanloom-api-1 is unhealthy\n")
     return 1

@@ -134,20 +134,36 @@ class Host:
         """Every call of docker compose: `TAG COMMAND`."""
         return (self.docker / "calls").read_text().splitlines()
 
-    def scripts(self) -> list[int]:
-        """Process ids of deploy/on-host at work on this host, its sub-shells included."""
-        found = []
+    def script(self) -> int | None:
+        """Process id of deploy/on-host at work on this host; not of its sub-shells."""
+        found = self._processes(b"bash", b"-s", b"--")
+        return next((pid for pid, parent in found.items() if parent not in found), None)
+
+    def kill_script(self) -> None:
+        """kill -9 of it and its sub-shells; what it called lives on."""  # noqa: D403
+        for pid in self._processes(b"bash", b"-s", b"--"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def clients(self) -> list[int]:
+        """Process ids of `docker compose` at work for this host."""
+        program = str(HERE / "docker_program.py")
+        return [*self._processes(sys.executable.encode(), program.encode())]
+
+    def _processes(self, *beginning: bytes) -> dict[int, int]:
+        """Those of this host whose command line begins so, and each one's parent."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if words[:3] == [b"bash", b"-s", b"--"] and str(self.dir).encode() in words:
-                    found.append(int(folder.name))
-        return sorted(found)
+                ours = any(word.startswith(str(self.dir).encode()) for word in words)
+                if ours and words[: len(beginning)] == [*beginning]:
+                    stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                    found[int(folder.name)] = int(stat[1])
+        return found
 
     def close(self) -> None:
-        for pid in self.scripts():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.kill_script()
         container = self.docker / "container.json"
         if container.exists():
             with contextlib.suppress(ProcessLookupError):

@@ -14,7 +14,7 @@ from tests.deploy.host import Host, fake_host, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the host's side needs Linux")
 
-GATE_S = 6
+GATE_S = 10
 """For releases that will not pass it. A good one is in service in less, also on a busy machine."""
 
 
@@ -212,8 +212,7 @@ def test_a_killed_deploy_is_healed_by_one_that_cannot_even_be_pulled(host: Host)
     bad = host.release("not-ready")
     start = host.start("deploy", bad)
     wait_until(lambda: host.running == bad, "the bad release runs")
-    for pid in host.scripts():
-        os.kill(pid, signal.SIGKILL)
+    host.kill_script()
     start.communicate()
     assert host.running == bad
 
@@ -227,10 +226,9 @@ def test_what_a_killed_deploy_left_at_work_is_waited_for(host: Host) -> None:
     """Compose outlives the script that called it: nobody begins before it has ended."""
     good = deployed(host)
     bad = host.release("never")
-    deploy = host.start("deploy", bad, gate=GATE_S)
+    deploy = host.start("deploy", bad, gate=20)
     wait_until(lambda: host.running == bad, "compose waits for the bad release")
-    for pid in host.scripts():
-        os.kill(pid, signal.SIGKILL)
+    host.kill_script()
     deploy.communicate()
 
     tries = [host.run("rollback")]
@@ -269,18 +267,25 @@ def test_a_killed_rollback_is_finished_by_the_next(host: Host) -> None:
     assert (host.running, host.good, host.in_progress) == (first, [first], False)
 
 
-def test_a_deploy_that_is_told_to_stop_goes_back_at_once(host: Host) -> None:
+@pytest.mark.parametrize("fault", ["never", "not-ready"])
+def test_a_deploy_that_is_told_to_stop_goes_back_at_once(host: Host, fault: str) -> None:
+    """From compose, which has ended before the good release is put back, and from the gate."""
     good = deployed(host)
-    slow = host.release("not-ready")
-    deploy = host.start("deploy", slow, gate=80)
-    wait_until(lambda: host.running == slow, "the new release runs")
+    bad = host.release(fault)
+    deploy = host.start("deploy", bad, gate=600)
+    wait_until(lambda: host.running == bad, "the new release runs")
+    if fault == "not-ready":
+        wait_until(lambda: not host.clients(), "the gate is reached")
 
-    os.kill(host.scripts()[0], signal.SIGTERM)
+    script = host.script()
+    assert script is not None
+    os.kill(script, signal.SIGTERM)
     out, err = deploy.communicate(timeout=80)
 
     assert deploy.returncode == 1, out + err
     assert "it was interrupted" in out
     assert (host.running, host.good, host.in_progress) == (good, [good], False)
+    assert host.clients() == []
 
 
 @pytest.mark.parametrize("fault", ["slow", "not-ready"])
@@ -288,7 +293,7 @@ def test_a_connection_that_breaks_leaves_nothing_half_done(host: Host, fault: st
     """The host goes on alone: into service, or back."""
     good = deployed(host)
     new = host.release(fault)
-    deploy = host.start("deploy", new, gate=GATE_S * 2)
+    deploy = host.start("deploy", new, gate=60 if fault == "slow" else GATE_S)
     wait_until(lambda: host.running == new, "the new release runs")
 
     os.killpg(deploy.pid, signal.SIGKILL)
@@ -298,23 +303,28 @@ def test_a_connection_that_breaks_leaves_nothing_half_done(host: Host, fault: st
     expected = [good, new] if fault == "slow" else [good]
     assert host.good == expected
     assert host.running == expected[-1]
-    wait_until(lambda: not host.scripts(), "the script has ended")
+    wait_until(lambda: host.script() is None, "the script has ended")
 
 
 def test_one_deploy_at_a_time(host: Host) -> None:
-    deployed(host)
-    slow = host.release("slow")
+    good = deployed(host)
+    endless = host.release("not-ready")
     other = host.release()
-    first = host.start("deploy", slow)
-    wait_until(lambda: host.running == slow, "the slow release starts")
+    first = host.start("deploy", endless, gate=600)
+    wait_until(lambda: host.running == endless, "the first deploy is under way")
 
     second = host.run("deploy", other)
-    out, err = first.communicate(timeout=80)
+    back = host.run("rollback")
 
-    assert second.returncode == 4, said(second)
-    assert "another deploy is under way on this host" in second.stderr
-    assert first.returncode == 0, out + err
-    assert host.running == slow
+    for refused in (second, back):
+        assert refused.returncode == 4, said(refused)
+        assert "another deploy is under way on this host" in refused.stderr
+    script = host.script()
+    assert script is not None
+    os.kill(script, signal.SIGTERM)
+    out, err = first.communicate(timeout=80)
+    assert first.returncode == 1, out + err
+    assert host.running == good
 
 
 # What is kept, and what is refused.
