@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     retrieval_host: str = Field("127.0.0.1", description="Address the retrieval process uses.")
     retrieval_port: int = Field(8001, ge=0, le=65535, description="Port of the retrieval process.")
     retrieval_url: str | None = Field(
-        None, description="Where the API finds retrieval; by default its host and port here."
+        None,
+        pattern=r"^https?://",
+        description="Where the API finds retrieval; by default its host and port here.",
     )
     offline_llm_host: str = Field("127.0.0.1", description="Address of the offline LLM endpoint.")
     offline_llm_port: int = Field(
@@ -61,6 +63,7 @@ class Settings(BaseSettings):
     llm_base_url: str | None = Field(
         None,
         validation_alias=AliasChoices("AGENT_LLM_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        pattern=r"^https?://",
         description="Address of an OpenAI-compatible endpoint (Ollama, vLLM), ending in /v1.",
     )
     openai_api_key: SecretStr | None = Field(

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import tiktoken
 
+from service.errors import ConfigurationError
+
 CACHE_DIR_VARIABLE: Final = "TIKTOKEN_CACHE_DIR"
 ENCODING: Final = "o200k_base"
 
@@ -142,13 +144,22 @@ def install_vocabularies(cache_dir: Path) -> Path:
 
     A `TIKTOKEN_CACHE_DIR` that is set already wins over `cache_dir`. Any number of processes may
     do this at once: each file appears whole, by rename.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
     """
     configured = os.environ.get(CACHE_DIR_VARIABLE)
     target = Path(configured) if configured else cache_dir.absolute()
     for vocabulary in VOCABULARIES:
         path = target / vocabulary.cache_name
         if not _holds(path, vocabulary):
-            _unpack(vocabulary, path)
+            try:
+                _unpack(vocabulary, path)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The tokenizer's folder {target} cannot be used ({error.strerror}). Choose"
+                    f" another with AGENT_DATA_DIR, or {CACHE_DIR_VARIABLE}."
+                ) from error
     os.environ[CACHE_DIR_VARIABLE] = str(target)
     return target
 

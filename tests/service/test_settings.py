@@ -98,7 +98,14 @@ def test_keys_are_never_printed() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"deadline_s": 0}, {"api_port": 70_000}, {"max_body_bytes": 1}, {"workers": 0}],
+    [
+        {"deadline_s": 0},
+        {"api_port": 70_000},
+        {"max_body_bytes": 1},
+        {"workers": 0},
+        {"llm_base_url": "localhost:11434"},
+        {"retrieval_url": "retrieval:8001"},
+    ],
 )
 def test_values_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
     """A bad value stops the start, not the thousandth request."""

@@ -432,6 +432,25 @@ def test_it_answers_while_the_telemetry_backend_is_down(data_dir: Path) -> None:
     assert lonely.process.returncode is not None
 
 
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """So does a data folder that is a file."""
+    (tmp_path / "file").touch()
+    environment = {name: value for name, value in os.environ.items() if "TIKTOKEN" not in name}
+    done = subprocess.run(
+        [sys.executable, "-m", "service.llm", "serve", "--port", "0"],
+        cwd=ROOT,
+        env={**environment, "AGENT_DATA_DIR": str(tmp_path / "file"), "OTEL_SDK_DISABLED": "true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "AGENT_DATA_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_taken_port_is_named(data_dir: Path) -> None:
     """Starting on a port in use says which and what to do, without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
