@@ -207,6 +207,44 @@ def dashboard() -> builders.Dashboard:
             )
         )
     )
+    reap = 'job="spanloom-reap"'
+    made = (
+        made.with_row(builders.Row("Reaper"))
+        .with_panel(
+            lines(
+                "Open, and ends that wait",
+                "Spans that have not ended, of all processes, and ends of dead ones' spans that the"
+                " Collector has not taken yet.",
+                query(f"sum(spanloom_inflight_spans{{{reap}}})", "open"),
+                query(f"sum(spanloom_reap_outbox_spans{{{reap}}})", "waiting"),
+                unit=COUNT,
+                width=8,
+            )
+        )
+        .with_panel(
+            lines(
+                "Ended for dead processes",
+                "Spans a second, by what became of their process; refused ones are lost.",
+                query(
+                    f"sum by (error_type) (rate(spanloom_reaped_spans_total{{{reap}}}[{RATE}]))"
+                    " or vector(0)",
+                    "{{error_type}}",
+                ),
+                query(f"sum(rate(spanloom_reap_refused_spans_total{{{reap}}}[{RATE}]))", "refused"),
+                unit=PER_SECOND,
+                width=8,
+            )
+        )
+        .with_panel(
+            rows(
+                "Listening",
+                "1: the Collector answers the reaper, and silence of a process counts.",
+                query(f"min(spanloom_reap_collector_up{{{reap}}})", instant=True),
+                query(f"min(spanloom_reap_hearing{{{reap}}})", instant=True),
+                width=8,
+            )
+        )
+    )
     made = (
         made.with_row(builders.Row("Backends"))
         .with_panel(

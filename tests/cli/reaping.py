@@ -146,7 +146,8 @@ class Reap:
         addresses = json.loads(line)
         self.otlp: str = addresses["otlp_http"]
         self.port = int(self.otlp.rpartition(":")[2])
-        self._admin = httpx2.Client(base_url=addresses["admin"], trust_env=False, timeout=30)
+        self.admin: str = addresses["admin"]
+        self._admin = httpx2.Client(base_url=self.admin, trust_env=False, timeout=30)
 
     def __enter__(self) -> Self:
         return self

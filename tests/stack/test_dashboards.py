@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import yaml
 
+from tests.cli.reaping import Reap
 from tests.stack.faults import Faulty, faulty_service
 from tests.stack.programs import ROOT, Stack, binary, collector
 from tests.stack.sending import spans
@@ -107,7 +108,12 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Liv
         folder, stack.jaeger, stack.prometheus,
         config=ROOT / "deploy/collector/gateway.yaml", name="gateway", TAIL_DECISION_WAIT="3s",
     )  # fmt: skip
-    with gateway, faulty_service(folder, stack.collector.http) as faulty:
+    with (
+        gateway,
+        Reap(folder / "reap", stack.collector.http) as reap,
+        faulty_service(folder, stack.collector.http) as faulty,
+    ):
+        stack.prometheus.scrape("spanloom-reap", reap.admin.removeprefix("http://"))
         stack.prometheus.scrape("otel-collector", httpx2.URL(gateway.metrics_url).netloc.decode())
         address = faulty.service.api.removeprefix("http://")
         stack.prometheus.scrape("agent-api", address, file="agent-api.yml")

@@ -106,6 +106,10 @@ def test_a_process_killed_in_an_llm_call_has_its_spans_ended_once(backends: Back
     with backends.agent() as agent:
         backends.reap.waits_for(IN_FLIGHT, 2)
         eventually(backends.accepted, lambda seen: seen == 1, "the span that had ended")
+        # What a batch in memory still held would die with the process.
+        eventually(
+            lambda: queries.loki_lines(backends.loki.url, SERVICE), bool, "the step's log line"
+        )
         agent.kill()
         backends.reap.waits_for(DIED, 2)
         backends.reap.waits_for(OUTBOX, 0)
@@ -125,11 +129,8 @@ def test_a_process_killed_in_an_llm_call_has_its_spans_ended_once(backends: Back
     time.sleep(5)  # the reaper looks and asks on: nothing comes again
     assert backends.accepted() == 3
 
-    lines = eventually(
-        lambda: queries.loki_entries(backends.loki.url, f'{{service_name="{SERVICE}"}}'),
-        bool,
-        "the log lines of the steps",
-    )
+    lines = queries.loki_entries(backends.loki.url, f'{{service_name="{SERVICE}"}}')
+    assert lines
     assert [line for line in lines if "spanloom.span" in str(line)] == []
     assert [line for line in lines if "heartbeat" in str(line)] == []
 
