@@ -74,13 +74,16 @@ class Callee:
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
 
 @pytest.fixture(scope="module")
 def callee() -> Iterator[Callee]:
     callee = Callee()
     yield callee
-    callee.server.shutdown()
-    callee.server.server_close()
+    callee.close()
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +109,26 @@ def request(service: Service, path: str, *lines: str | bytes) -> bytes:
     return answer
 
 
+def make_calls(service: Service, callee: Callee, *lines: str | bytes) -> list[Sent]:
+    """Let the service make its two calls for a request with these header lines."""
+    path = f"/{uuid.uuid4()}"
+    url = quote(f"http://127.0.0.1:{callee.port}{path}")
+    assert request(service, f"/fetch?url={url}", *lines).startswith(b"HTTP/1.1 200 ")
+    calls = callee.calls.pop(path)
+    assert len(calls) == 2
+    assert len({sent.parent[0] for sent in calls}) == 1
+    assert len({sent.parent[1] for sent in calls} | {SPAN}) == 3
+    assert calls[0].state == calls[1].state
+    assert all(len(sent.lines("tracestate")) <= 1 for sent in calls)
+    return calls
+
+
 @pytest.fixture
 def call(service: Service, callee: Callee) -> Callable[..., list[Sent]]:
-    """Let the service make its two calls for a request with these header lines."""
+    """Make the calls, of the one service and callee of this file."""
 
     def call(*lines: str | bytes) -> list[Sent]:
-        path = f"/{uuid.uuid4()}"
-        url = quote(f"http://127.0.0.1:{callee.port}{path}")
-        assert request(service, f"/fetch?url={url}", *lines).startswith(b"HTTP/1.1 200 ")
-        calls = callee.calls.pop(path)
-        assert len(calls) == 2
-        assert len({sent.parent[0] for sent in calls}) == 1
-        assert len({sent.parent[1] for sent in calls} | {SPAN}) == 3
-        assert calls[0].state == calls[1].state
-        assert all(len(sent.lines("tracestate")) <= 1 for sent in calls)
-        return calls
+        return make_calls(service, callee, *lines)
 
     return call
 
