@@ -372,7 +372,9 @@ def test_doctor_recognises_a_stranger_on_the_port(
     assert "not a Spanloom server" in check["detail"]
 
 
-def test_doctor_passes_on_what_an_ailing_backend_says(spanloom: Run) -> None:
+def test_doctor_passes_on_what_an_ailing_backend_says(
+    spanloom: Run, eventually: Callable[..., None]
+) -> None:
     """A server whose store fails is not taken for a stranger's."""
 
     def stats() -> StoreStats:
@@ -384,6 +386,7 @@ def test_doctor_passes_on_what_an_ailing_backend_says(spanloom: Run) -> None:
         thread = threading.Thread(target=lambda: asyncio.run(server.run_until_stopped()))
         thread.start()
         try:
+            eventually(lambda: server.started)
             code, out, _ = spanloom("doctor", "--url", url, "--otlp-endpoint", url, "--json")
         finally:
             server.should_exit = True
