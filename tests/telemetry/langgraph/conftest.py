@@ -107,6 +107,7 @@ class Server(ThreadingHTTPServer):
     """GET /mark/{anything} notes the traceparent; POST answers as OpenAI or Anthropic would."""
 
     daemon_threads = True
+    request_queue_size = 1_024  # hundreds of callers at once: beyond it the kernel drops some
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -31,7 +31,7 @@ class Probe:
         self._recorded = recorded
         self._server = server
         self._seen: dict[str, tuple[str, int]] = {}
-        self._client = httpx2.Client()
+        self._client = httpx2.Client(timeout=60)
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = (
             WeakKeyDictionary()
         )
