@@ -15,7 +15,7 @@ from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.trace import Status
+from opentelemetry.trace import Link, Status
 
 from spanloom import semconv
 from spanloom.telemetry import drops
@@ -152,9 +152,20 @@ def clean_span(span: ReadableSpan) -> ReadableSpan:
     """Return the span, or a copy in which secrets are gone, texts capped and all UTF-8."""
     try:
         return _cleaned(span)
-    except Exception:  # one odd span must not cost the batch
+    except Exception:  # one odd span must not cost the batch, nor tell what might be a secret
         _logger.debug("could not clean a span", exc_info=True)
-        return span
+        return ReadableSpan(
+            name="span that could not be redacted",
+            context=span.context,
+            parent=span.parent,
+            resource=span.resource,
+            links=[Link(link.context) for link in span.links],
+            kind=span.kind,
+            status=Status(span.status.status_code),
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=span.instrumentation_scope,
+        )
 
 
 def _cleaned(span: ReadableSpan) -> ReadableSpan:
