@@ -1,7 +1,8 @@
 # `make` alone lists the targets. Works with make 3.81 and in a path with spaces.
 .DEFAULT_GOAL := help
 PYTHON ?=
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+# Three on two cores: many tests wait for processes they started.
+PYTEST_ARGS ?= -n 3 --dist loadgroup
 # Not in parallel by default: each test already runs four programs and the service's own.
 STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"

@@ -49,11 +49,11 @@ def _no_headers(*_: Any) -> dict[str, list[str]]:
 def _header_of(_: Any, carrier: Mapping[str, Any], key: str) -> list[str] | None:
     """Return a header's values, as contrib's `ASGIGetter.get` does; None where there is none.
 
-    ASGI has the names in lower case.
+    In lower case by the ASGI specification, but not of every server.
     """
     headers: Iterable[tuple[bytes, bytes]] = carrier.get("headers") or ()
     name = key.lower().encode()
-    return [_decoded(value) for found, value in headers if found == name] or None
+    return [_decoded(value) for found, value in headers if found.lower() == name] or None
 
 
 def _decoded(value: bytes) -> str:

@@ -113,6 +113,8 @@ def test_killed_right_after_an_end_was_sent_it_is_not_ended_again(
         agent.go_on()
         assert agent.process.wait(WAIT_S) == -signal.SIGKILL
         reap.waits_for(IN_FLIGHT, 2)
+        # its first span has been sent, too: what waits in a batch is lost with the process
+        wait_for(lambda: len(target.times()) == 4, WAIT_S)
         other.kill()  # later, so that its turn comes later
         reap.waits_for(DIED, 2)
         reap.waits_for(OUTBOX, 0)
@@ -175,6 +177,7 @@ def test_what_had_ended_in_the_spool_is_sent_as_it_was_however_late(
             agent.go_on()
             agent.waits_for("ended")
             reap.waits_for(IN_FLIGHT, 2)
+            wait_for(lambda: len(target.times()) == 1, WAIT_S)
             agent.kill()
             other.kill()
             reap.waits_for(DIED, 2)

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from spanloom.telemetry import drops
 from tests.telemetry.live import Receiver, Script, child_environment, wait_for
 
 SERVE = """
@@ -141,7 +142,7 @@ def test_the_date_stays_while_the_process_is_stopped(start: Callable[..., Scrape
 
 def test_losses_stand_at_zero_from_the_start(start: Callable[..., Scraped]) -> None:
     """Every reason of both signals, so that the first loss is an increase for Prometheus."""
-    assert start().values(DROPPED) == [0.0] * 12
+    assert start().values(DROPPED) == [0.0] * 2 * len(drops._REASONS)
 
 
 def test_what_waits_in_the_spool_is_shown(start: Callable[..., Scraped], tmp_path: Path) -> None:
