@@ -63,7 +63,7 @@ def bare(folder: Path) -> str:
     """A PATH with only what the script itself needs, so that no Go is found wherever it lies."""
     tools = folder / "system"
     tools.mkdir()
-    for name in ("bash", "sh", "env", "dirname", "timeout", "grep"):
+    for name in ("bash", "sh", "env", "dirname", "timeout", "grep", "mktemp", "cat", "rm"):
         found = shutil.which(name)
         assert found is not None
         (tools / name).symlink_to(found)
@@ -74,7 +74,7 @@ def test_without_go_the_suite_is_reported_as_not_run(tmp_path: Path) -> None:
     done = run_ci(tmp_path, PATH=bare(tmp_path), SPANLOOM_STACK_TOOLS=str(tmp_path / "none"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "make test-stack" not in done.stdout.splitlines()
-    assert "stack suite NOT RUN: there is no Go toolchain" in done.stdout.splitlines()[-1]
+    assert "stack suite NOT RUN: there is no Go toolchain" in done.stdout
     assert f"jaeger {stack_tools.versions()['JAEGER_VERSION']}: NOT BUILT" in done.stdout
 
 
@@ -100,7 +100,7 @@ def test_with_the_programs_the_suite_runs_and_its_failure_is_one(
         done = run_ci(tmp_path / str(code), test_stack=code)
         assert done.returncode == code
         assert "make test-stack" in done.stdout.splitlines()
-        assert said in done.stdout.splitlines()[-1]
+        assert said in done.stdout
 
 
 @pytest.mark.parametrize(
