@@ -3,8 +3,8 @@
 PYTHON ?=
 # Three on two cores: many tests wait for processes they started.
 PYTEST_ARGS ?= -n 3 --dist loadgroup
-# By whole files: what a file starts is started once. Each has ports and folders of its own.
-STACK_ARGS ?= -n 2 --dist loadfile --durations=10
+# One at a time: each already runs four programs and the service's own.
+STACK_ARGS ?= --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
