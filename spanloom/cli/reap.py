@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,7 +10,7 @@ import typer
 
 from spanloom import ports
 from spanloom.cli import options
-from spanloom.cli.terminal import print_json, stdout
+from spanloom.cli.foreground import reap_after_s, tell_ready
 from spanloom.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -90,27 +89,18 @@ def reap(
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     from spanloom.server.reap import ReapConfig  # noqa: PLC0415  # `--help` stays fast
     from spanloom.server.reap import reap as run_reaper  # noqa: PLC0415
-    from spanloom.server.reaper import LEAST_REAP_AFTER_S  # noqa: PLC0415
 
-    if reap_after < LEAST_REAP_AFTER_S * 1e9:
-        raise ConfigurationError(
-            f"--reap-after must be {LEAST_REAP_AFTER_S:g}s or more: heartbeats come once a second"
-        )
+    silence_s = reap_after_s(reap_after)
 
     def ready(addresses: "ReapAddresses") -> None:
-        if as_json:
-            print_json(asdict(addresses), indent=None)
-            return
-        console = stdout()
-        for line in (
+        lines = (
             f"OTLP/HTTP  {addresses.otlp_http}",
             *([f"OTLP/gRPC  {addresses.otlp_grpc}"] if addresses.otlp_grpc else []),
             f"health     {addresses.admin}/health",
             f"spans to   {to}",
             f"state      {data_dir}",
-            "Ctrl-C stops it.",
-        ):
-            console.print(line, soft_wrap=True)
+        )
+        tell_ready(addresses, lines, as_json=as_json)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     config = ReapConfig(
@@ -119,6 +109,6 @@ def reap(
         listen=_address("--listen", listen),
         listen_grpc=_address("--listen-grpc", listen_grpc) if listen_grpc else None,
         admin=_address("--admin", admin),
-        reap_after_s=reap_after / 1e9,
+        reap_after_s=silence_s,
     )
     asyncio.run(run_reaper(config, on_ready=ready))

@@ -3,7 +3,6 @@
 import asyncio
 import enum
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,7 @@ import typer
 
 from spanloom import ports
 from spanloom.cli import options
-from spanloom.cli.terminal import print_json, stdout
-from spanloom.errors import ConfigurationError
+from spanloom.cli.foreground import reap_after_s, tell_ready
 
 
 class Durability(enum.StrEnum):
@@ -96,27 +94,18 @@ def serve(
     """  # noqa: D301  # \b is click's mark for "do not rewrap"
     from spanloom.server.app import Addresses, ServerConfig  # noqa: PLC0415  # `--help` stays fast
     from spanloom.server.app import serve as run_server  # noqa: PLC0415
-    from spanloom.server.reaper import LEAST_REAP_AFTER_S  # noqa: PLC0415
     from spanloom.store import Retention  # noqa: PLC0415
 
-    if reap_after < LEAST_REAP_AFTER_S * 1e9:
-        raise ConfigurationError(
-            f"--reap-after must be {LEAST_REAP_AFTER_S:g}s or more: heartbeats come once a second"
-        )
+    silence_s = reap_after_s(reap_after)
 
     def ready(addresses: Addresses) -> None:
-        if as_json:
-            print_json(asdict(addresses), indent=None)
-            return
-        console = stdout()
-        for line in (
+        lines = (
             f"traces     {addresses.query}",
             f"OTLP/HTTP  {addresses.otlp_http}",
             f"OTLP/gRPC  {addresses.otlp_grpc}",
             f"store      {data_dir}",
-            "Ctrl-C stops it.",
-        ):
-            console.print(line, soft_wrap=True)
+        )
+        tell_ready(addresses, lines, as_json=as_json)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     config = ServerConfig(
@@ -126,7 +115,7 @@ def serve(
         otlp_http_port=otlp_http_port,
         query_port=query_port,
         durability=durability.value,
-        reap_after_s=reap_after / 1e9,
+        reap_after_s=silence_s,
         allowed_hosts=tuple(allowed_host or ()),
         retention=Retention(max_age_s=retention_age / 1e9, max_bytes=retention_size),
     )

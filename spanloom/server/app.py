@@ -34,6 +34,7 @@ from spanloom.server.listening import (
     HttpServer,
     in_background,
     listen,
+    require_free,
     running,
     stopping_on_signals,
     url_of,
@@ -110,7 +111,7 @@ async def serve(
         query_socket = cleanup.enter_context(
             listen(config.host, config.query_port, "the query API and page", "--query-port")
         )
-        _require_free_grpc_port(config)
+        require_free(config.host, config.otlp_grpc_port, "OTLP/gRPC", "--otlp-grpc-port")
         store = await asyncio.to_thread(
             open_store,
             config.data_dir / STORE_FILE,
@@ -167,9 +168,3 @@ def query_application(
     if is_loopback(config.host):
         app = HostCheck(app, (config.host, *config.allowed_hosts))
     return app
-
-
-def _require_free_grpc_port(config: ServerConfig) -> None:
-    # gRPC's own message names neither the cause nor a remedy, so try the port before it does.
-    if config.otlp_grpc_port:
-        listen(config.host, config.otlp_grpc_port, "OTLP/gRPC", "--otlp-grpc-port").close()

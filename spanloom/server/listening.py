@@ -61,6 +61,17 @@ def listen(
     return made
 
 
+def require_free(
+    host: str, port: int, purpose: str, option: str, host_option: str = "--host"
+) -> None:
+    """Try a port that gRPC will open: its own message names neither the cause nor a remedy.
+
+    Arguments and errors are those of `listen`; port 0 is always free.
+    """
+    if port:
+        listen(host, port, purpose, option, host_option).close()
+
+
 def _refusal(error: OSError, where: str, purpose: str, option: str, host_option: str) -> str:
     host, _, port = where.rpartition(":")
     where = f"port {port} for {purpose}"

@@ -37,6 +37,7 @@ from spanloom.server.listening import (
     HttpServer,
     in_background,
     listen,
+    require_free,
     running,
     stopping_on_signals,
     url_of,
@@ -179,10 +180,9 @@ async def reap(
         admin_socket = cleanup.enter_context(
             listen(*config.admin, "/health and /metrics", "--admin", "--admin")
         )
-        if config.listen_grpc is not None and config.listen_grpc[1]:
-            # gRPC's own message names neither the cause nor a remedy, so try before it does.
+        if config.listen_grpc is not None:
             grpc_purpose = ("in-flight events by OTLP/gRPC", "--listen-grpc", "--listen-grpc")
-            listen(*config.listen_grpc, *grpc_purpose).close()
+            require_free(*config.listen_grpc, *grpc_purpose)
         store = await asyncio.to_thread(
             open_store,
             config.data_dir / REAP_FILE,
