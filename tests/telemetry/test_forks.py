@@ -1,15 +1,13 @@
 """A process forked in the middle of something: the lock's holder is not there to give it back."""
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from spanloom.telemetry import drops, usage
+from tests.telemetry.forking import DONE, exit_code, forked_while_held
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -30,35 +28,5 @@ def add_usage() -> None:
 )
 def test_a_child_goes_on(module: Any, work: Callable[[], None]) -> None:
     """Another thread held the lock when the child was forked."""
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with module._lock:
-            held.set()
-            done.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(7)
-        finally:
-            os._exit(1)
-    done.set()
-    holder.join()
-    assert exit_code(child) == 7
-
-
-def exit_code(child: int) -> int | None:
-    """Of a child that ends within a minute; None for one that hangs."""
-    for _ in range(600):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    child = forked_while_held(module._lock, work)
+    assert exit_code(child) == DONE

@@ -1,7 +1,4 @@
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +12,7 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from spanloom.telemetry import totals
 from spanloom.telemetry.lean_meters import lean
 from spanloom.telemetry.totals import MAX_SERIES, Sums, Total
+from tests.telemetry.forking import DONE, exit_code, forked_while_held
 from tests.telemetry.live import Script
 
 
@@ -140,32 +138,8 @@ def test_what_is_counted_before_the_setup_is_exported(script: Script) -> None:
 def test_a_child_forked_in_the_middle_of_an_addition_counts(exported: Metrics) -> None:
     """Another thread held the lock, and is not there to give it back."""
     calls = exported.total("calls")
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with totals._lock:
-            held.set()
-            done.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        calls.add(1)
-        os._exit(7)
-    done.set()
-    holder.join()
-    status = 0
-    for _ in range(600):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 7
+    child = forked_while_held(totals._lock, lambda: calls.add(1))
+    assert exit_code(child) == DONE
 
 
 def test_lean_meters_measure_requests_and_no_sizes(exported: Metrics) -> None:
