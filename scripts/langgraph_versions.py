@@ -38,6 +38,7 @@ FILES = (
     "test_remote.py",
     "test_resume.py",
     "test_situations.py",
+    "test_situations_that_fail.py",
     "test_streams.py",
     "test_tools.py",
 )

@@ -19,6 +19,7 @@ from spanloom import semconv
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
 from spanloom.telemetry.reference import attributes_of
 from tests.telemetry.langgraph.probing import Probe
+from tests.telemetry.langgraph.situations import Bodies
 
 
 class Recorded:
@@ -277,3 +278,8 @@ def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Recorded]:
 def probe(recorded: Recorded, server: Server) -> Probe:
     """What a body saw, what was recorded and what left the process, all in one picture."""
     return Probe(recorded, server)
+
+
+@pytest.fixture
+def bodies(probe: Probe, asynchronous: bool) -> Bodies:
+    return Bodies(probe, asynchronous=asynchronous)
