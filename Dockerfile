@@ -10,10 +10,10 @@ FROM python:3.12.14-slim-bookworm AS build
 COPY --from=uv /uv /usr/local/bin/uv
 # Compiled here, because nobody may write beside the sources later. A cache mount is another file
 # system, hence copies instead of links.
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_CACHE_DIR=/var/cache/uv
 WORKDIR /build
 COPY requirements.lock ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv venv --python /usr/local/bin/python3.12 /opt/agent \
     && uv pip install --python /opt/agent/bin/python --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
@@ -25,7 +25,7 @@ RUN uv pip install --python /opt/agent/bin/python --no-deps --no-build-isolation
 
 FROM build AS build-chat
 COPY requirements-ui.lock ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --python /opt/agent/bin/python --require-hashes -r requirements-ui.lock
 
 FROM python:3.12.14-slim-bookworm AS runtime
