@@ -87,6 +87,8 @@ def test_what_ends_in_order_is_left_to_its_process(tmp_path: Path, target: Targe
         assert leaves.process.wait(WAIT_S) == 0
         lives_on.waits_for("ended")
         reap.waits_for(IN_FLIGHT, 2)
+        # what a batch in memory still held would die with the process
+        wait_for(lambda: len(target.times()) == 7, WAIT_S)
         lives_on.kill()  # what it had ended is no longer listed by its heartbeats
         hangs.kill()
         reap.waits_for(DIED, 2)

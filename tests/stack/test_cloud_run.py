@@ -148,6 +148,10 @@ def test_the_open_spans_of_a_killed_instance_are_ended(cloud_run: CloudRun) -> N
     http, service = cloud_run.sidecar.http, "killed"
     with Agent(http, http, OTEL_SERVICE_NAME=service) as agent:
         cloud_run.reap.waits_for(IN_FLIGHT, 2)
+        # What a batch in memory still held would die with the process.
+        eventually(
+            lambda: queries.jaeger_span_ids(cloud_run.jaeger.url, service), bool, "the ended span"
+        )
         agent.kill()
 
     eventually(

@@ -142,6 +142,8 @@ def test_a_process_killed_right_after_its_ends_were_sent_has_no_others(backends:
         agent.go_on()
         assert agent.process.wait(WAIT_S) == -signal.SIGKILL
         backends.reap.waits_for(IN_FLIGHT, 2)
+        # What a batch in memory still held would die with the process.
+        eventually(backends.accepted, lambda seen: seen == 4, "all spans that had ended")
         other.kill()
         backends.reap.waits_for(DIED, 2)
         backends.reap.waits_for(OUTBOX, 0)
@@ -204,6 +206,12 @@ def test_sampling_keeps_every_trace_of_a_killed_process(tmp_path: Path) -> None:
         agents = [Agent(tier.http, tier.http, script=CALLS_MODEL) for _ in range(3)]
         try:
             reap.waits_for(IN_FLIGHT, 6)
+            # What a batch in memory still held would die with the process.
+            eventually(
+                lambda: queries.own_metrics(tier.metrics_url).get(ACCEPTED, 0.0),
+                lambda seen: seen == 3,
+                "the spans that had ended",
+            )
         finally:
             for agent in agents:
                 os.kill(agent.process.pid, signal.SIGKILL)
