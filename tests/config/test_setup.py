@@ -1,8 +1,10 @@
 """scripts/setup.sh speaks in sentences when it cannot go on, and costs nothing when done."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,33 @@ def test_each_lock_contains_the_one_before() -> None:
 
     run, ui, dev = (pins(lock) for lock in LOCKS)
     assert run < ui < dev
+
+
+def test_tests_of_a_group_share_a_process(tmp_path: Path) -> None:
+    """What the first of them starts serves all: a runner that ignores groups says nothing of it."""
+    (tmp_path / "test_grouped.py").write_text(
+        "import os, pathlib, pytest\n"
+        "@pytest.mark.xdist_group('one')\n"
+        "@pytest.mark.parametrize('number', range(9))\n"
+        "def test_which(number):\n"
+        "    pathlib.Path(__file__).with_name(os.environ['PYTEST_XDIST_WORKER']).touch()\n",
+        encoding="utf-8",
+    )
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (arguments,) = re.findall(r"^PYTEST_ARGS \?= (.+)$", makefile, re.MULTILINE)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider"),
+            *(f"--rootdir={tmp_path}", *arguments.split(), str(tmp_path)),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 passed" in done.stdout
+    assert len(list(tmp_path.glob("gw*"))) == 1
