@@ -38,7 +38,12 @@ ROOT = Path(__file__).parents[2]
 START_S = 120
 STOP_S = 60
 # Below what the kernel gives outgoing connections: nothing takes a port while its program is down.
-PORTS = range(20_000, 32_000)
+# Of the processes of one parallel run each takes its own, so neither does another's program.
+PORTS = range(20_000, 32_000)[
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) :: int(
+        os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    )
+]
 
 _taken: set[int] = set()
 
