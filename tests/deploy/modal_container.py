@@ -6,6 +6,7 @@ Modal runs the class by its own means, `.local()` among them; uvicorn stands for
 """
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ APP = Path(__file__).parents[2] / "deploy/modal/app.py"
 
 def main(modal_folder: str, port: int) -> None:
     """Serve until SIGTERM."""
+    # uvicorn hands the signal on once it has stopped: by default that is the end, without `finally`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Behind the project's own packages: only what is not there comes from it.
     sys.path.append(modal_folder)
     spec = importlib.util.spec_from_file_location("app", APP)
