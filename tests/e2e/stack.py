@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-from spanloom.model import LogEvent, Trace
+from spanloom.model import LogEvent, SpanKind, Trace
 from spanloom.sources.http import HttpReader
 
 ROOT = Path(__file__).parents[2]
@@ -115,32 +116,47 @@ class Stack:
         headers = {} if header is None else {"traceparent": header}
         return self.client.post(f"{self.api}/chat", json={"query": query, **body}, headers=headers)
 
-    def trace(self, trace_id: str, root: str = "POST /chat") -> Trace:
-        """The trace once its request's own span, which ends last, has been stored."""
+    def trace(self, trace_id: str, root: str = "POST /chat", *, unanswered: bool = False) -> Trace:
+        """The trace once all of it has been stored.
+
+        That is the request's own span, which ends last in its process, and for each call of another
+        process that one's span of it: they send by their own clocks. `unanswered`: a call may have
+        been cut before the other process knew of it.
+        """
         end = time.monotonic() + SHOWN_S
         seen: Trace | None = None
         while time.monotonic() < end:
             seen = self.reader.get_trace(trace_id)
-            if seen is not None and any(span.name == root for span in seen.spans):
-                # The other processes send by their own clocks: one more of their delays.
-                settled = self.reader.get_trace(trace_id)
-                time.sleep(1.5)
-                again = self.reader.get_trace(trace_id)
-                if settled is not None and again is not None and settled.spans == again.spans:
-                    return again
+            if (
+                seen is not None
+                and any(span.name == root for span in seen.spans)
+                and (unanswered or not _calls_without_an_answer(seen))
+            ):
+                return seen
             time.sleep(0.1)
         raise AssertionError(f"trace {trace_id} is not complete: {seen}")
 
     def logs(self, trace_id: str, *events: str) -> list[LogEvent]:
-        """The trace's log lines once all of `events` are among them."""
+        """The trace's log lines once all of `events` are among them, each as often as given."""
         end = time.monotonic() + SHOWN_S
+        wanted = Counter(events)
         while True:
             found = self.reader.trace_logs(trace_id)
-            bodies = {record.body for record in found}
-            if bodies.issuperset(events):
+            bodies = Counter(str(record.body) for record in found)
+            if wanted <= bodies:
                 return found
-            assert time.monotonic() < end, f"{set(events) - bodies} not among {bodies}"
+            assert time.monotonic() < end, f"{wanted - bodies} not among {bodies}"
             time.sleep(0.1)
+
+
+def _calls_without_an_answer(trace: Trace) -> list[str]:
+    """Names of HTTP calls that the process which was called has told nothing of yet."""
+    parents = {span.parent_span_id for span in trace.spans}
+    return [
+        span.name
+        for span in trace.spans
+        if span.kind is SpanKind.CLIENT and span.name == "POST" and span.span_id not in parents
+    ]
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_a_run_past_its_deadline_is_cut_and_its_trace_says_so(stack: Stack) -> N
     assert answer.status_code == 504, answer.text
     assert waited >= 14
     assert trace_id == answer.json()["trace_id"] == answer.headers["x-trace-id"]
-    trace = stack.trace(trace_id)
+    trace = stack.trace(trace_id, unanswered=True)
     cut = {span.name: span for span in trace.spans if outcome(span) == semconv.OUTCOME_TIMEOUT}
     assert {"invoke_workflow agent", "invoke_node route"} <= set(cut)
     assert any(name.startswith("chat ") for name in cut)

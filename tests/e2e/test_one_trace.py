@@ -131,9 +131,10 @@ def test_tokens_on_each_llm_span_are_those_the_endpoint_counted(stack: Stack) ->
     body = stack.ask("How does paged attention save KV cache memory?", header).json()
 
     trace = stack.trace(trace_id)
+    calls = len(list(llm_spans(trace)))
     logged = {
         record.span_id: record.attributes
-        for record in stack.logs(trace_id, "chat_response", "completion")
+        for record in stack.logs(trace_id, "chat_response", *["completion"] * calls)
         if record.body == "completion"
     }
     by_server: dict[str, tuple[int, int]] = {}
@@ -167,7 +168,8 @@ def test_log_lines_stand_beside_their_spans(stack: Stack) -> None:
     stack.ask(question, header)
 
     trace = stack.trace(trace_id)
-    records = stack.logs(trace_id, "chat_request", "chat_response", "step", "completion")
+    events = ("chat_request", "chat_response", "step", "completion", "retrieval_rerank")
+    records = stack.logs(trace_id, *events)
     span_ids = {span.span_id for span in trace.spans}
     assert {record.span_id for record in records} <= span_ids
     assert {record.resource.service_name for record in records} == {API, RETRIEVAL, LLM}

@@ -18,7 +18,7 @@ from tests.server.running import WAIT_S, Client, running
 from tests.telemetry.live import child_environment
 
 HANG = """
-import os, sys, time
+import sys
 from spanloom.telemetry import setup, step, tool
 telemetry = setup("agent-api")
 with step("POST /chat", question="你好"):
@@ -26,7 +26,7 @@ with step("POST /chat", question="你好"):
         pass
     with tool("weather"):
         print("hanging", flush=True)
-        time.sleep(float(sys.argv[1]))
+        sys.stdin.readline()
 telemetry.shutdown()
 """
 
@@ -44,13 +44,14 @@ def reader(server: Client) -> Iterator[HttpReader]:
 
 
 @pytest.fixture
-def start(server: Client) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def start(server: Client) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
-    def run(seconds: str) -> subprocess.Popen[str]:
+    def run() -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HANG, seconds],
+            [sys.executable, "-c", HANG],
             env=child_environment(OTEL_EXPORTER_OTLP_ENDPOINT=server.addresses.otlp_http),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -65,7 +66,7 @@ def start(server: Client) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         process.communicate()
 
 
-Start = Callable[[str], subprocess.Popen[str]]
+Start = Callable[[], subprocess.Popen[str]]
 
 
 def eventually(look: Callable[[], Any]) -> Any:
@@ -77,18 +78,19 @@ def eventually(look: Callable[[], Any]) -> Any:
 
 
 def in_flight(reader: HttpReader) -> Trace | None:
-    """The one trace with both its open spans."""
+    """The one trace with both its open spans, and the ended one, which comes by another way."""
     lines = reader.find_summaries(TraceQuery(tags={"spanloom.in_flight": "true"}))
     if not lines or lines[0].open_span_count < 2:
         return None
-    return reader.get_trace(lines[0].trace_id)
+    trace = reader.get_trace(lines[0].trace_id)
+    return trace if trace is not None and trace.spans else None
 
 
 def test_a_hanging_tool_is_seen_everywhere_while_it_hangs(
     server: Client, reader: HttpReader, start: Start
 ) -> None:
     """In search, trace, Jaeger's JSON, page and terminal, with the name of what it waits for."""
-    start("600")
+    start()
     trace = eventually(lambda: in_flight(reader))
 
     assert [one.span.name for one in trace.open_spans] == ["POST /chat", "execute_tool weather"]
@@ -113,12 +115,14 @@ def test_a_hanging_tool_is_seen_everywhere_while_it_hangs(
     ).stdout
     assert terminal.count("running") == 2
     # Heartbeats came all the while; what the service itself logs is a line for each step.
-    assert server.json("/health")["store"]["logs"] == len(reader.trace_logs(trace.trace_id))
+    lines = eventually(lambda: reader.trace_logs(trace.trace_id))
+    assert [one.attributes["name"] for one in lines] == ["done before"]
+    assert server.json("/health")["store"]["logs"] == len(lines)
 
 
 def test_kill_9_leaves_a_trace_that_says_what_was_open(reader: HttpReader, start: Start) -> None:
     """ERROR, incomplete, ended at the last heartbeat; the finished part stands beside it."""
-    process = start("600")
+    process = start()
     trace_id = eventually(lambda: in_flight(reader)).trace_id
     killed_at = time.time_ns()
     process.send_signal(signal.SIGKILL)
@@ -141,8 +145,11 @@ def test_what_ends_in_order_is_never_reaped(
     server: Client, reader: HttpReader, start: Start
 ) -> None:
     """The true end takes the place of the open span, and the goodbye changes nothing."""
-    process = start("4")
+    process = start()
     trace_id = eventually(lambda: in_flight(reader)).trace_id
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
     assert process.wait(WAIT_S) == 0
 
     trace = reader.get_trace(trace_id)

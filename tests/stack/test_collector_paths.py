@@ -315,7 +315,9 @@ def test_a_sender_of_what_prometheus_refuses_costs_no_other_its_points(stack: St
     ahead = time.time_ns() + int(3_600e9)
     for service, at in (("clock-ahead", ahead), ("clock-right", time.time_ns())):
         httpx2.post(
-            f"{stack.collector.http}/v1/metrics", json={"resourceMetrics": [gauge(service, at)]}
+            f"{stack.collector.http}/v1/metrics",
+            json={"resourceMetrics": [gauge(service, at)]},
+            timeout=60,
         ).raise_for_status()
 
     eventually(

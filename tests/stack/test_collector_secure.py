@@ -56,7 +56,7 @@ def no_bundle_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def trusting(secrets: dict[str, str]) -> httpx2.Client:
     """A client that trusts the Collector's certificate, and no other."""
     context = ssl.create_default_context(cafile=secrets["OTLP_TLS_CERT"])
-    return httpx2.Client(verify=context, trust_env=False)
+    return httpx2.Client(verify=context, trust_env=False, timeout=60)
 
 
 def send(exporter: OTLPSpanExporter | GrpcSpanExporter, service: str) -> str:
@@ -110,13 +110,13 @@ def test_without_them_nothing_is_taken(secure: Collector, secrets: dict[str, str
     good = {"authorization": f"Bearer {TOKEN}"}
     assert client.post(f"{address}/v1/traces", json={}, headers=good).status_code == 200
     try:
-        plain = httpx2.post(f"{secure.http}/v1/traces", json={}, headers=good)
+        plain = httpx2.post(f"{secure.http}/v1/traces", json={}, headers=good, timeout=60)
     except httpx2.TransportError:
         pass  # it hangs up after its 400, and that may overtake it
     else:
         assert plain.status_code == 400
     with pytest.raises(httpx2.ConnectError, match=r"(?i)certificate"):
-        httpx2.post(f"{address}/v1/traces", json={}, headers=good)
+        httpx2.post(f"{address}/v1/traces", json={}, headers=good, timeout=60)
 
 
 def test_a_token_is_changed_without_a_restart(

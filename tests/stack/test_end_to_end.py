@@ -104,12 +104,28 @@ def whole(trace: dict[str, Any] | None) -> bool:
     return [span["operationName"] for span in orphans] == ["POST /chat"]
 
 
+def answered(trace: dict[str, Any]) -> bool:
+    """Whether each call from one process to another has the other's span of it.
+
+    The others send by clocks of their own, and what is under that span has gone before it.
+    """
+    parents = {reference["spanID"] for span in trace["spans"] for reference in span["references"]}
+    return all(
+        span["spanID"] in parents for span in trace["spans"] if span["operationName"] == "POST"
+    )
+
+
 def stored(traffic: Traffic, trace_id: str) -> dict[str, Any]:
-    """The trace, once the spans of each process it must have are there."""
+    """The trace, once the spans of each process it must have are there, and all of them."""
     expected = set(PROCESSES) if traffic.asked.get(trace_id) in QUESTIONS[:2] else {API, LLM}
 
     def complete(trace: dict[str, Any] | None) -> bool:
-        return whole(trace) and trace is not None and expected <= services(trace).keys()
+        return (
+            trace is not None
+            and whole(trace)
+            and answered(trace)
+            and expected <= services(trace).keys()
+        )
 
     found = eventually(
         lambda: queries.jaeger_trace(traffic.stack.jaeger.url, trace_id), complete, trace_id

@@ -153,7 +153,7 @@ with step("request", user="李"):
     assert call.parent_span_id == request.span_id
     bodies = Counter(record.body.string_value for record in receiver.logs)
     assert bodies["before the end 进程"] == 1
-    assert "ended as incomplete" in processes.stdout()
+    wait_for(lambda: "ended as incomplete" in processes.stdout())
 
 
 def test_without_the_spool_at_most_a_batch_delay_is_missing(
@@ -164,7 +164,8 @@ def test_without_the_spool_at_most_a_batch_delay_is_missing(
         "work(0, 50)\ntime.sleep(3)\nwork(50, 60)\nready()", receiver.url, SPANLOOM_SPOOL_DIR=""
     )
 
-    assert set(names(receiver)) >= {f"span {number}" for number in range(50)}
+    # It is dead: what still comes has left it before.
+    wait_for(lambda: set(names(receiver)) >= {f"span {number}" for number in range(50)})
 
 
 def test_a_backend_that_was_dead_gets_everything(
@@ -440,6 +441,7 @@ def test_what_the_backend_refuses_does_not_block_the_rest(
     wait_for(lambda: not processes.left())
 
     assert sorted(strict.taken) == sorted(f"span {number}" for number in range(512, 1000))
+    wait_for(lambda: '"traces/rejected": 512' in processes.stdout())
     assert processes.stdout().count('"traces/rejected": 512') == 1
 
 
