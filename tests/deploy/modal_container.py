@@ -17,7 +17,7 @@ APP = Path(__file__).parents[2] / "deploy/modal/app.py"
 
 def main(modal_folder: str, port: int) -> None:
     """Serve until SIGTERM."""
-    # uvicorn hands the signal on once it has stopped: by default that is the end, without `finally`.
+    # uvicorn hands the signal on when it has stopped: by default that ends us without `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Behind the project's own packages: only what is not there comes from it.
     sys.path.append(modal_folder)
