@@ -114,12 +114,15 @@ def loki_lines(url: str, service: str) -> list[str]:
     return [line for line, _ in loki_entries(url, f'{{service_name="{service}"}}')]
 
 
-def own_metrics(url: str) -> dict[str, float]:
-    """The Collector's own metrics summed over their labels' values, by name."""
+def own_metrics(url: str, having: str = "") -> dict[str, float]:
+    """The Collector's own metrics summed over their labels' values, by name.
+
+    `having`: of those series only whose labels, as they are written, have this among them.
+    """
     text = _client.get(url).text
     found: dict[str, float] = {}
     for line in text.splitlines():
-        if line and not line.startswith("#"):
+        if line and not line.startswith("#") and having in line:
             name, _, value = line.replace("} ", "}\0").rpartition("\0" if "}" in line else " ")
             name = name.partition("{")[0]
             found[name] = found.get(name, 0.0) + float(value)
