@@ -27,6 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from tests.free_ports import free_port
 from tests.telemetry.live import attributes, child_environment, wait_for
 
 WAIT_S = 60
@@ -52,7 +53,7 @@ telemetry.shutdown()
 class Target:
     """Takes spans by OTLP/HTTP, and answers each request as `answer` says."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int | None = None) -> None:
         target = self
         self.spans: list[Span] = []
         """Those of requests that were taken."""
@@ -85,7 +86,8 @@ class Target:
                 return made
 
         self._connections: list[socket.socket] = []
-        self._server = Server(("127.0.0.1", port), Handler)
+        # Not one of the kernel's: nobody may take it before another target stands here again.
+        self._server = Server(("127.0.0.1", port or free_port()), Handler)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

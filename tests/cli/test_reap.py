@@ -13,6 +13,7 @@ from spanloom.otlp import logs_to_message
 from spanloom.store import REAP_FILE, open_reader
 from tests.builders_inflight import announced, heartbeat
 from tests.cli.reaping import AFTER_S, WAIT_S, Agent, Reap, Target, is_reaped, refuses_some
+from tests.free_ports import free_port
 from tests.telemetry.live import attributes, wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -146,7 +147,10 @@ def test_a_process_that_outlives_a_restart_of_the_reaper_is_not_dead(
     tmp_path: Path, target: Target
 ) -> None:
     """Its announcements and heartbeats come again; nothing is ended for it."""
-    with Reap(tmp_path, target.url) as reap, Agent(target.url, reap.otlp) as agent:
+    with (
+        Reap(tmp_path, target.url, port=free_port()) as reap,
+        Agent(target.url, reap.otlp) as agent,
+    ):
         reap.waits_for(IN_FLIGHT, 2)
         reap.kill()
         time.sleep(AFTER_S + 1)  # longer than it waits before it ends anything

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.stack.programs import free_port
+from tests.free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

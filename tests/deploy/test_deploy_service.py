@@ -9,7 +9,8 @@ import httpx2
 import pytest
 
 from tests.deploy.host import Host, fake_host, wait_until
-from tests.stack.programs import ROOT, Program, free_port
+from tests.free_ports import free_port
+from tests.stack.programs import ROOT, Program
 
 pytestmark = [
     pytest.mark.e2e,

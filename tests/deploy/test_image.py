@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from tests.deploy.dockerfile import (
     is_ignored,
     stages,
 )
+from tests.free_ports import free_port
 
 pytestmark = pytest.mark.xdist_group("image")
 
@@ -267,11 +267,6 @@ def wait_until(condition: Callable[[], bool], what: Container) -> None:
         assert what.process.poll() is None, what.log.read_text()
         assert time.monotonic() < end, what.log.read_text()
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def ready(client: httpx2.Client) -> bool:

@@ -17,8 +17,9 @@ import pytest
 from service.settings import Settings
 from tests.deploy.apart import package
 from tests.deploy.dockerfile import ROOT
+from tests.free_ports import free_port
 from tests.service.test_settings import environment_name
-from tests.stack.programs import Program, free_port
+from tests.stack.programs import Program
 from tests.telemetry.live import Receiver
 
 # Twice as long as a busy machine took, and the package is fetched once.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.stack.programs import free_port
+from tests.free_ports import free_port
 from tests.stack.service import Service, agent_service
 
 Mode = Literal["pass", "refuse", "hang"]

@@ -17,10 +17,8 @@ again: it keeps its ports and its data.
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,19 +31,11 @@ import pytest
 import yaml
 
 from scripts import stack_tools
+from tests.free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
 STOP_S = 60
-# Below what the kernel gives outgoing connections: nothing takes a port while its program is down.
-# Of the processes of one parallel run each takes its own, so neither does another's program.
-PORTS = range(20_000, 32_000)[
-    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) :: int(
-        os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    )
-]
-
-_taken: set[int] = set()
 
 
 def binary(name: str) -> Path:
@@ -54,23 +44,6 @@ def binary(name: str) -> Path:
     if found is None:
         pytest.skip(f"{name} NOT BUILT: `make stack-tools` builds it (needs Go)")
     return found
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on, never given out twice by this process."""
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if port in _taken or probe.connect_ex(("127.0.0.1", port)) == 0:
-                continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _taken.add(port)
-        return port
 
 
 def address() -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx2
 
 from spanloom.cli.processes import expand, load_processes, placeholders
-from tests.stack.programs import ROOT, Program, free_port
+from tests.free_ports import free_port
+from tests.stack.programs import ROOT, Program
 
 
 @dataclass(frozen=True)

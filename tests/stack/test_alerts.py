@@ -18,6 +18,7 @@ import httpx2
 import pytest
 import yaml
 
+from tests.free_ports import free_port
 from tests.stack.faults import Faulty, faulty_service
 from tests.stack.programs import (
     ROOT,
@@ -26,7 +27,6 @@ from tests.stack.programs import (
     Program,
     Prometheus,
     collector,
-    free_port,
     jaeger,
     loki,
     prometheus,

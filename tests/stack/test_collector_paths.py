@@ -13,8 +13,9 @@ import pytest
 from opentelemetry.trace import set_span_in_context
 
 from spanloom import semconv
+from tests.free_ports import free_port
 from tests.stack import queries
-from tests.stack.programs import Collector, Jaeger, Loki, Prometheus, collector, free_port
+from tests.stack.programs import Collector, Jaeger, Loki, Prometheus, collector
 from tests.stack.programs import jaeger as make_jaeger
 from tests.stack.programs import loki as make_loki
 from tests.stack.programs import prometheus as make_prometheus

@@ -10,7 +10,8 @@ import pytest
 
 from tests.deploy import compose
 from tests.deploy.compose import FULL, SMALL
-from tests.stack.programs import ROOT, Loki, Prometheus, Stack, binary, free_port
+from tests.free_ports import free_port
+from tests.stack.programs import ROOT, Loki, Prometheus, Stack, binary
 
 pytestmark = pytest.mark.stack
 

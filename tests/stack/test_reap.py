@@ -19,18 +19,9 @@ import httpx2
 import pytest
 
 from tests.cli.reaping import AGENT, WAIT_S, Agent, Reap
+from tests.free_ports import free_port
 from tests.stack import queries
-from tests.stack.programs import (
-    ROOT,
-    Collector,
-    Jaeger,
-    Loki,
-    collector,
-    free_port,
-    jaeger,
-    loki,
-    together,
-)
+from tests.stack.programs import ROOT, Collector, Jaeger, Loki, collector, jaeger, loki, together
 from tests.stack.queries import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]

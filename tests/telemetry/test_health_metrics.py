@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from spanloom.telemetry import drops
+from tests.free_ports import free_port
 from tests.telemetry.live import Receiver, Script, child_environment, wait_for
 
 SERVE = """
@@ -147,16 +148,16 @@ def test_losses_stand_at_zero_from_the_start(start: Callable[..., Scraped]) -> N
 
 def test_what_waits_in_the_spool_is_shown(start: Callable[..., Scraped], tmp_path: Path) -> None:
     """A backend that is away makes it grow; one that is back, shrink to nothing."""
-    dead = Receiver()
-    dead.close()
+    port = free_port()
     process = start(
-        SPANLOOM_SPOOL_DIR=str(tmp_path / "spool"), OTEL_EXPORTER_OTLP_ENDPOINT=dead.url
+        SPANLOOM_SPOOL_DIR=str(tmp_path / "spool"),
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
     )
     for _ in range(3):
         process.do("work")
         process.do("end")
     wait_for(lambda: process.values(WAITING, signal="traces") == [3])
-    back = Receiver(int(dead.url.rpartition(":")[2]))
+    back = Receiver(port)
     wait_for(lambda: process.values(WAITING, signal="traces") == [0], timeout_s=90)
     assert len(back.spans) == 3
     back.close()

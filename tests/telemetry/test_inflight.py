@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry.inflight import MAX_ANNOUNCED, OpenSpans
+from tests.free_ports import free_port
 from tests.telemetry.live import Receiver, Script, attributes, child_environment, wait_for
 
 START = """
@@ -287,15 +288,13 @@ def test_an_announcement_that_failed_is_made_when_the_backend_is_back(
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     """Nothing is queued, but what is still open is announced once the backend answers."""
-    first = Receiver()
-    port = first.url.rpartition(":")[2]
-    first.close()
+    port = free_port()
     process = start(
         "with step('long'): time.sleep(600)", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}"
     )
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
-    back = Receiver(int(port))
+    back = Receiver(port)
     try:
         found = wait_for(lambda: events(back, semconv.EVENT_SPAN_OPEN))
         assert attributes(found[0])[semconv.SPANLOOM_SPAN_NAME] == "long"

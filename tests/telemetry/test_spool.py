@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from spanloom import semconv
+from tests.free_ports import free_port
 from tests.telemetry.live import Receiver, Script, attributes, child_environment, wait_for
 
 DEAD = "http://127.0.0.1:9"
@@ -172,10 +173,8 @@ def test_a_backend_that_was_dead_gets_everything(
     processes: Processes, folder: Path, tmp_path: Path
 ) -> None:
     """More than the memory holds waits on disk, and arrives once when the backend is back."""
-    first = Receiver()
-    port = int(first.url.rpartition(":")[2])
-    first.close()
-    mark = processes.start("work(0, 6000); ready()", first.url)
+    port = free_port()
+    mark = processes.start("work(0, 6000); ready()", f"http://127.0.0.1:{port}")
     wait_for(mark.exists)
     back = Receiver(port)
     try:
@@ -308,9 +307,7 @@ def test_a_full_disk_does_not_stop_the_application(
     processes: Processes, small_disk: Path, tmp_path: Path
 ) -> None:
     """Spans go on in memory; those beyond it are counted; the disk's spans are not damaged."""
-    first = Receiver()
-    port = int(first.url.rpartition(":")[2])
-    first.close()
+    port = free_port()
     mark = processes.start(
         """
 from spanloom.telemetry.metrics import render
@@ -319,7 +316,7 @@ for number in range(6000):
 open(sys.argv[1] + ".metrics", "wb").write(render("")[0])
 ready()
 """,
-        first.url,
+        f"http://127.0.0.1:{port}",
         SPANLOOM_SPOOL_DIR=str(small_disk),
     )
     wait_for(mark.exists)

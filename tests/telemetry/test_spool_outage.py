@@ -20,6 +20,7 @@ from spanloom.telemetry import spool_sender
 from spanloom.telemetry.spool import Spool
 from spanloom.telemetry.spool_reader import BATCH
 from spanloom.telemetry.spool_sender import MAX_WAIT_S, REPLAY_PAUSE_S
+from tests.free_ports import free_port
 from tests.telemetry.live import Receiver, child_environment, wait_for
 
 pytestmark = pytest.mark.timeout(420)
@@ -152,10 +153,7 @@ class TimedReceiver(Receiver):
 
 @pytest.fixture
 def port() -> int:
-    first = Receiver()
-    number = int(first.url.rpartition(":")[2])
-    first.close()
-    return number
+    return free_port()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
+
+from tests.free_ports import free_port
 
 PASSWORD = "hunter2-密码"
 START_S = 60
@@ -26,7 +27,7 @@ class PostgresServer:
         self._data = folder / "data"
         self._programs = programs
         self._log = folder / "log"
-        self.port = _free_port()
+        self.port = free_port()
         self._databases = 0
         # PostgreSQL refuses to run as root, as containers often do.
         self._user = None if os.geteuid() else _ordinary_user(folder)
@@ -116,12 +117,6 @@ def _reachable(programs: Path, folder: Path) -> Path:
     if libs.is_dir():
         shutil.copytree(libs, folder / libs.name)
     return folder / programs.relative_to(root.parent)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
