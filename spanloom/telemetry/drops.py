@@ -90,9 +90,14 @@ class CountingSpanProcessor(BatchSpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue one ended span."""
-        if _is_full(self) and span.context and span.context.trace_flags.sampled:
-            record_drop("traces", QUEUE_FULL)
+        if span.context and span.context.trace_flags.sampled:
+            self.count_if_full()
         super().on_end(span)
+
+    def count_if_full(self) -> None:
+        """Count the span that the next one pushes out."""
+        if _is_full(self):
+            record_drop("traces", QUEUE_FULL)
 
 
 class CountingLogProcessor(BatchLogRecordProcessor):
@@ -100,9 +105,13 @@ class CountingLogProcessor(BatchLogRecordProcessor):
 
     def on_emit(self, log_record: Any) -> None:
         """Queue one record."""
+        self.count_if_full()
+        super().on_emit(log_record)
+
+    def count_if_full(self) -> None:
+        """Count the record that the next one pushes out."""
         if _is_full(self):
             record_drop("logs", QUEUE_FULL)
-        super().on_emit(log_record)
 
 
 def _is_full(processor: Any) -> bool:

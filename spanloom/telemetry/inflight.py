@@ -32,7 +32,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from spanloom import semconv
 from spanloom.telemetry import metrics
-from spanloom.telemetry.exporters import clean_span, create_otlp_exporter
+from spanloom.telemetry.cleaning import clean_span
+from spanloom.telemetry.exporters import create_otlp_exporter
 from spanloom.telemetry.reaped import Claims, Ids
 from spanloom.telemetry.redaction import cap
 from spanloom.telemetry.settings import TelemetrySettings

@@ -6,28 +6,28 @@ few it reads while it is imported: OTEL_PROPAGATORS and the OTEL_SPAN_*_COUNT_LI
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits, LogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 
 from spanloom import semconv
 from spanloom.telemetry import drops
+from spanloom.telemetry.cleaning import CleaningLogExporter, CleaningSpanExporter
 from spanloom.telemetry.drops import CountingLogProcessor, CountingSpanProcessor
 from spanloom.telemetry.exporters import (
-    CleaningLogExporter,
-    CleaningSpanExporter,
     create_exporters,
     create_otlp_exporter,
     is_otlp,
 )
 from spanloom.telemetry.hashed_resource import HashedResource
-from spanloom.telemetry.reaped import Claims, SettlingSpanExporter
+from spanloom.telemetry.otlp_export import EncodingLogProcessor, EncodingSpanProcessor
+from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.sampling import InheritingSampler
 from spanloom.telemetry.settings import Signal, TelemetrySettings
 
@@ -40,8 +40,8 @@ Report = Callable[[str], None]
 
 _LIMIT: Final = 128
 """The SDK's default for each count of attributes, events and links."""
-_QUEUE_SIZE: Final = 2_048
-_BATCH_SIZE: Final = 512
+_QUEUE: Final = {"max_queue_size": 2_048, "max_export_batch_size": 512}
+"""The SDK's defaults."""
 
 
 class Providers(NamedTuple):
@@ -182,30 +182,22 @@ def _tracer_provider(
     is_spooled, settings = _spooled("traces", settings, spool, settings.span_batch_delay_ms)
     if is_spooled and spool is not None:
         provider.add_span_processor(spool.span_processor())
-    for exporter in _span_exporters(settings, report, claims):
-
-        def make(exporter: SpanExporter = exporter, **defaults: Any) -> CountingSpanProcessor:
-            return CountingSpanProcessor(
-                CleaningSpanExporter(exporter),
-                schedule_delay_millis=settings.span_batch_delay_ms,
-                meter_provider=meter_provider,
-                **defaults,
-            )
-
-        provider.add_span_processor(
-            _usable(make, report, max_queue_size=_QUEUE_SIZE, max_export_batch_size=_BATCH_SIZE)
-        )
-    return provider
-
-
-def _span_exporters(
-    settings: TelemetrySettings, report: Report, claims: Claims | None
-) -> Iterator[SpanExporter]:
     for name in settings.exporters["traces"]:
         one = dataclasses.replace(settings, exporters={**settings.exporters, "traces": (name,)})
         for exporter in create_exporters("traces", one, report):
-            # What is printed or goes elsewhere is no business of the reaper's.
-            yield SettlingSpanExporter(exporter, claims) if claims and is_otlp(name) else exporter
+            if is_otlp(name):
+                queue: Callable[..., SpanProcessor] = partial(
+                    EncodingSpanProcessor, exporter, claims=claims
+                )
+            else:  # what is printed or goes elsewhere is no business of the reaper's
+                queue = partial(CountingSpanProcessor, CleaningSpanExporter(exporter))
+            make = partial(
+                queue,
+                schedule_delay_millis=settings.span_batch_delay_ms,
+                meter_provider=meter_provider,
+            )
+            provider.add_span_processor(_usable(make, report, **_QUEUE))
+    return provider
 
 
 def _logger_provider(
@@ -227,17 +219,18 @@ def _logger_provider(
     is_spooled, settings = _spooled("logs", settings, spool, settings.log_batch_delay_ms)
     if is_spooled and spool is not None:
         provider.add_log_record_processor(spool.log_processor())
-    for exporter in create_exporters("logs", settings, report):
-
-        def make(exporter: Any = exporter, **defaults: Any) -> CountingLogProcessor:
-            return CountingLogProcessor(
-                CleaningLogExporter(exporter),
+    for name in settings.exporters["logs"]:
+        one = dataclasses.replace(settings, exporters={**settings.exporters, "logs": (name,)})
+        for exporter in create_exporters("logs", one, report):
+            queue: Callable[..., LogRecordProcessor] = (
+                partial(EncodingLogProcessor, exporter)
+                if is_otlp(name)
+                else partial(CountingLogProcessor, CleaningLogExporter(exporter))
+            )
+            make = partial(
+                queue,
                 schedule_delay_millis=settings.log_batch_delay_ms,
                 meter_provider=meter_provider,
-                **defaults,
             )
-
-        provider.add_log_record_processor(
-            _usable(make, report, max_queue_size=_QUEUE_SIZE, max_export_batch_size=_BATCH_SIZE)
-        )
+            provider.add_log_record_processor(_usable(make, report, **_QUEUE))
     return provider

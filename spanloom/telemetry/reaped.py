@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
 from spanloom.telemetry import drops
+from spanloom.telemetry.otlp_encoding import Encoded
 
 _MARGIN_S: Final = 10.0
 """How much sooner than the reaper a process takes itself for dead: events need time to arrive."""
@@ -98,11 +96,11 @@ class Claims:
                 if span_id in self._lost:
                     self._told.add(span_id)
 
-    def settle(self, spans: Sequence[ReadableSpan]) -> list[ReadableSpan]:
+    def settle(self, spans: Sequence[Encoded]) -> list[Encoded]:
         """Those of the ended spans that may be sent; the reaper is told of them before."""
         with self._lock:
             self._look()
-            ids = [span.context.span_id for span in spans if span.context]
+            ids = [span.span_id for span in spans]
             lost = {span_id for span_id in ids if span_id in self._lost}
             ours = {one: self._held[one] for one in ids if one in self._held}
         # Should that fail, the Collector is away: so the reaper ends nothing meanwhile, and the
@@ -112,7 +110,7 @@ class Claims:
         if not lost:
             return list(spans)
         drops.record_drop("traces", drops.REAPED, len(lost))
-        return [span for span in spans if not span.context or span.context.span_id not in lost]
+        return [span for span in spans if span.span_id not in lost]
 
     def takes_over(self, spans: Ids, alive: int) -> bool | None:
         """Whether spans of a process that was last alive at `alive` (ns since the epoch) are ours.
@@ -126,24 +124,3 @@ class Claims:
     def leaves(self, spans: Ids) -> bool:
         """Leave open spans of a dead process to the reaper; False: it could not be told."""
         return not spans or self.tell is None or self.tell(spans, True)
-
-
-class SettlingSpanExporter(SpanExporter):
-    """Hands on what may be sent."""
-
-    def __init__(self, exporter: SpanExporter, claims: Claims) -> None:
-        self._exporter = exporter
-        self._claims = claims
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export one batch."""
-        ours = self._claims.settle(spans)
-        return self._exporter.export(ours) if ours else SpanExportResult.SUCCESS
-
-    def shutdown(self) -> None:
-        """Close the exporter inside."""
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Flush the exporter inside."""
-        return self._exporter.force_flush(timeout_millis)

@@ -8,7 +8,6 @@ It replaces the batch processors: the journal is the queue. Format and guarantee
 docs/adr/, "The spool".
 """
 
-import copy
 import fcntl
 import logging
 import os
@@ -22,15 +21,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from spanloom.telemetry import drops
-from spanloom.telemetry.exporters import clean_log, clean_span
+from spanloom.telemetry.cleaning import clean_span
+from spanloom.telemetry.otlp_encoding import (
+    encode_log,
+    encode_log_quickly,
+    encode_span,
+    encode_whole,
+)
+from spanloom.telemetry.otlp_export import readable
 from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
-from spanloom.telemetry.spool_codec import Codec, LogCodec, SpanCodec
 from spanloom.telemetry.spool_journal import Journal
 from spanloom.telemetry.spool_orphans import LOCK, Orphan, claim, segment_path
 from spanloom.telemetry.spool_sender import Sender, kind_of
@@ -40,7 +44,6 @@ _logger: Final = logging.getLogger(__name__)
 _SEARCH_S: Final = 5.0
 """Time between two searches for dead processes."""
 _SHARES: Final[dict[Signal, float]] = {"traces": 0.75, "logs": 0.25}
-_CODECS: Final[dict[Signal, Codec[Any]]] = {"traces": SpanCodec(), "logs": LogCodec()}
 
 
 class Spool:
@@ -68,8 +71,8 @@ class Spool:
         os.register_at_fork(after_in_child=in_child)
 
     def _begin(self) -> None:
-        self.senders: dict[Signal, Sender[Any]] = {}
-        self._journals: dict[Signal, Journal[Any]] = {}
+        self.senders: dict[Signal, Sender] = {}
+        self._journals: dict[Signal, Journal] = {}
         self._stem = f"{os.getpid()}-{time.time_ns()}-{secrets.token_hex(4)}"
         self._lock_descriptor = -1
         self._owner_lock = threading.Lock()
@@ -106,7 +109,7 @@ class Spool:
 
     def _start(self, signal: Signal) -> None:
         create_exporter, delay_s = self._makers[signal]
-        journal: Journal[Any] = Journal(
+        journal: Journal = Journal(
             partial(segment_path, self._folder, self._stem, signal),
             max_bytes=int(self._max_bytes * _SHARES[signal]),
             fsync=self._fsync,
@@ -117,7 +120,6 @@ class Spool:
         self._journals[signal] = journal
         self.senders[signal] = Sender(
             signal,
-            _CODECS[signal],
             journal,
             create_exporter,
             delay_s=delay_s,
@@ -165,15 +167,9 @@ class Spool:
         journal = self._journals.get("traces")
         if journal is None or span.context is None:
             return
-        codec = _CODECS["traces"]
-        cleaned = clean_span(_frozen(span))
+        item = encode_whole(clean_span(_frozen(span)))
         try:
-            journal.opened(
-                span.context.span_id,
-                codec.encode(cleaned),
-                codec.origin(span),
-                lambda: span.end_time is None,
-            )
+            journal.opened(item, lambda: span.end_time is None)
         except OSError as exc:
             _logger.debug("an open span was not journaled: %s", exc)
 
@@ -256,7 +252,7 @@ class SpoolSpanProcessor(SpanProcessor):
         if span.context is None or not span.context.trace_flags.sampled:
             return
         try:
-            self._spool.senders["traces"].put(kind_of("traces"), clean_span(span))
+            self._spool.senders["traces"].put(kind_of("traces"), encode_span(span))
         except Exception:  # telemetry never breaks the application
             _logger.debug("a span was not kept", exc_info=True)
 
@@ -279,19 +275,8 @@ class SpoolLogProcessor(LogRecordProcessor):
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         """Write one record; when this returns it survives the process."""
         try:
-            record = copy.copy(log_record.log_record)
-            record.context = Context()
-            self._spool.senders["logs"].put(
-                kind_of("logs"),
-                clean_log(
-                    ReadableLogRecord(
-                        record,
-                        log_record.resource or Resource.get_empty(),
-                        log_record.instrumentation_scope,
-                        log_record.limits,
-                    )
-                ),
-            )
+            item = encode_log_quickly(log_record) or encode_log(readable(log_record))
+            self._spool.senders["logs"].put(kind_of("logs"), item)
         except Exception:  # telemetry never breaks the application
             _logger.debug("a log record was not kept", exc_info=True)
 

@@ -1,17 +1,16 @@
-"""Between the SDK's objects and the bytes in the spool: OTLP protobuf, by the SDK's own encoder.
+"""From OTLP protobuf, as the spool keeps it, back to the SDK's objects.
 
-What comes back out of the spool goes through the ordinary exporter, whatever its protocol, so it
-is turned into the SDK's objects again; encoded once more these give the same bytes.
+Who needs them: exporters of another kind than OTLP's own, and whoever ends the open spans of a dead
+process. Encoded once more these give the same bytes.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -30,36 +29,11 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
-from spanloom.telemetry.hashed_resource import HashedResource
+from spanloom.telemetry.otlp_encoding import Origin
 from spanloom.telemetry.tracecontext import StrictTraceState
 
-T = TypeVar("T")
-_NOTHING: Final = HashedResource(Resource.get_empty())
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _IS_REMOTE: Final = trace_pb2.SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
-
-
-class Origin(NamedTuple):
-    """What many spans or records share, and the spool keeps once a segment."""
-
-    resource: Resource
-    scope: InstrumentationScope | None
-
-
-class Codec(Protocol, Generic[T]):
-    """How the objects of one signal are written and read."""
-
-    def origin(self, item: T) -> Origin:
-        """Resource and scope."""
-
-    def span_id(self, item: T) -> int:
-        """Return the id of a span, 0 for others."""
-
-    def encode(self, item: T) -> bytes:
-        """Encode without resource and scope."""
-
-    def decode(self, body: bytes, origin: Origin) -> T:
-        """Decode what `encode` gave."""
 
 
 def encode_origin(origin: Origin) -> bytes:
@@ -94,116 +68,72 @@ def decode_origin(body: bytes) -> Origin:
     )
 
 
-class SpanCodec:
-    """Finished spans, and open ones, whose end is 0 until they are read."""
-
-    def origin(self, item: ReadableSpan) -> Origin:
-        """Resource and scope."""
-        return Origin(item.resource, item.instrumentation_scope)
-
-    def span_id(self, item: ReadableSpan) -> int:
-        """Return the span's id."""
-        return 0 if item.context is None else item.context.span_id
-
-    def encode(self, item: ReadableSpan) -> bytes:
-        """Encode as an OTLP Span."""
-        bare = ReadableSpan(
-            name=item.name,
-            context=item.context,
-            parent=item.parent,
-            resource=_NOTHING,  # would be encoded, and hashed, for each span
-            attributes=item._attributes,  # noqa: SLF001 - the property's view hides what was dropped
-            events=item._events,  # noqa: SLF001
-            links=item._links,  # noqa: SLF001
-            kind=item.kind,
-            status=item.status,
-            start_time=item.start_time,
-            end_time=item.end_time,
-        )
-        return encode_spans([bare]).resource_spans[0].scope_spans[0].spans[0].SerializeToString()
-
-    def decode(self, body: bytes, origin: Origin) -> ReadableSpan:
-        """Decode an OTLP Span."""
-        span = trace_pb2.Span.FromString(body)
-        trace_id = int.from_bytes(span.trace_id)
-        state = StrictTraceState.from_header([span.trace_state] if span.trace_state else [])
-        parent = int.from_bytes(span.parent_span_id)
-        code = StatusCode(span.status.code)
-        return ReadableSpan(
-            name=span.name,
-            context=SpanContext(
-                trace_id,
-                int.from_bytes(span.span_id),
-                is_remote=False,
-                trace_flags=_SAMPLED,
-                trace_state=state,
-            ),
-            parent=SpanContext(trace_id, parent, bool(span.flags & _IS_REMOTE), _SAMPLED)
-            if parent
-            else None,
-            resource=origin.resource,
-            instrumentation_scope=origin.scope,
-            attributes=_bounded(span.attributes, span.dropped_attributes_count),
-            events=_counted(
-                [
-                    Event(
-                        one.name,
-                        _bounded(one.attributes, one.dropped_attributes_count),
-                        one.time_unix_nano,
-                    )
-                    for one in span.events
-                ],
-                span.dropped_events_count,
-            ),
-            links=_counted([_link(one) for one in span.links], span.dropped_links_count),
-            kind=SpanKind(max(0, span.kind - 1)),
-            status=Status(code, span.status.message or None if code is StatusCode.ERROR else None),
-            start_time=span.start_time_unix_nano,
-            end_time=span.end_time_unix_nano or None,
-        )
-
-
-class LogCodec:
-    """Log records."""
-
-    def origin(self, item: ReadableLogRecord) -> Origin:
-        """Resource and scope."""
-        return Origin(item.resource, item.instrumentation_scope)
-
-    def span_id(self, item: ReadableLogRecord) -> int:  # noqa: ARG002 - no span
-        """Return 0: a log record has an end from the beginning."""
-        return 0
-
-    def encode(self, item: ReadableLogRecord) -> bytes:
-        """Encode as an OTLP LogRecord."""
-        bare = ReadableLogRecord(item.log_record, _NOTHING)
-        return encode_logs([bare]).resource_logs[0].scope_logs[0].log_records[0].SerializeToString()
-
-    def decode(self, body: bytes, origin: Origin) -> ReadableLogRecord:
-        """Decode an OTLP LogRecord."""
-        record = logs_pb2.LogRecord.FromString(body)
-        context = SpanContext(
-            int.from_bytes(record.trace_id),
-            int.from_bytes(record.span_id),
+def decode_span(body: bytes, origin: Origin) -> ReadableSpan:
+    """Decode an OTLP Span."""
+    span = trace_pb2.Span.FromString(body)
+    trace_id = int.from_bytes(span.trace_id)
+    state = StrictTraceState.from_header([span.trace_state] if span.trace_state else [])
+    parent = int.from_bytes(span.parent_span_id)
+    code = StatusCode(span.status.code)
+    return ReadableSpan(
+        name=span.name,
+        context=SpanContext(
+            trace_id,
+            int.from_bytes(span.span_id),
             is_remote=False,
-            trace_flags=TraceFlags(record.flags & 0xFF),
-        )
-        return ReadableLogRecord(
-            LogRecord(
-                timestamp=record.time_unix_nano or None,
-                observed_timestamp=record.observed_time_unix_nano,
-                context=trace.set_span_in_context(NonRecordingSpan(context), Context()),
-                severity_text=record.severity_text or None,
-                severity_number=SeverityNumber(record.severity_number)
-                if record.severity_number
-                else None,
-                body=_value(record.body),
-                attributes=_bounded(record.attributes, record.dropped_attributes_count),
-                event_name=record.event_name or None,
-            ),
-            origin.resource,
-            origin.scope,
-        )
+            trace_flags=_SAMPLED,
+            trace_state=state,
+        ),
+        parent=SpanContext(trace_id, parent, bool(span.flags & _IS_REMOTE), _SAMPLED)
+        if parent
+        else None,
+        resource=origin.resource,
+        instrumentation_scope=origin.scope,
+        attributes=_bounded(span.attributes, span.dropped_attributes_count),
+        events=_counted(
+            [
+                Event(
+                    one.name,
+                    _bounded(one.attributes, one.dropped_attributes_count),
+                    one.time_unix_nano,
+                )
+                for one in span.events
+            ],
+            span.dropped_events_count,
+        ),
+        links=_counted([_link(one) for one in span.links], span.dropped_links_count),
+        kind=SpanKind(max(0, span.kind - 1)),
+        status=Status(code, span.status.message or None if code is StatusCode.ERROR else None),
+        start_time=span.start_time_unix_nano,
+        end_time=span.end_time_unix_nano or None,
+    )
+
+
+def decode_log(body: bytes, origin: Origin) -> ReadableLogRecord:
+    """Decode an OTLP LogRecord."""
+    record = logs_pb2.LogRecord.FromString(body)
+    context = SpanContext(
+        int.from_bytes(record.trace_id),
+        int.from_bytes(record.span_id),
+        is_remote=False,
+        trace_flags=TraceFlags(record.flags & 0xFF),
+    )
+    return ReadableLogRecord(
+        LogRecord(
+            timestamp=record.time_unix_nano or None,
+            observed_timestamp=record.observed_time_unix_nano,
+            context=trace.set_span_in_context(NonRecordingSpan(context), Context()),
+            severity_text=record.severity_text or None,
+            severity_number=SeverityNumber(record.severity_number)
+            if record.severity_number
+            else None,
+            body=_value(record.body),
+            attributes=_bounded(record.attributes, record.dropped_attributes_count),
+            event_name=record.event_name or None,
+        ),
+        origin.resource,
+        origin.scope,
+    )
 
 
 def _counted(items: list[Any], dropped: int) -> BoundedList[Any]:

@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from spanloom.telemetry import spool_format
-from spanloom.telemetry.spool_codec import Origin, encode_origin
-from spanloom.telemetry.spool_reader import BATCH, BATCH_BYTES, Reader, Stored
-
-T = TypeVar("T")
+from spanloom.telemetry.otlp_encoding import Encoded, Origin
+from spanloom.telemetry.otlp_export import BATCH_BYTES
+from spanloom.telemetry.spool_codec import encode_origin
+from spanloom.telemetry.spool_reader import BATCH, Reader, Stored
 
 _RECENT: Final = 2_048
 _MAX_CONTEXTS: Final = 256
@@ -36,14 +36,14 @@ class Position(NamedTuple):
     offset: int
 
 
-class Batch(NamedTuple, Generic[T]):
+class Batch(NamedTuple):
     """What may be sent next; each of `ends` is where the journal is delivered up to afterwards."""
 
-    items: list[T]
+    items: list[Encoded]
     ends: list[Position]
     is_replay: bool = False
 
-    def first(self, count: int) -> "Batch[T]":
+    def first(self, count: int) -> "Batch":
         """Return a batch of at most `count` items."""
         return Batch(self.items[:count], self.ends[:count], self.is_replay)
 
@@ -57,10 +57,10 @@ class _Part:
     delivered: int = 0
 
 
-class _Recent(NamedTuple, Generic[T]):
+class _Recent(NamedTuple):
     start: Position
     end: Position
-    item: T
+    item: Encoded
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class _Open:
     at: Position
 
 
-class Journal(Generic[T]):
+class Journal:
     """Numbered segments of one process and one signal.
 
     `path_of` names a segment; `before_first` is called before the first is made. Without the lock
@@ -104,7 +104,7 @@ class Journal(Generic[T]):
         self._alive = 0
         self._lost = 0
         self._damaged = 0
-        self._recent: deque[_Recent[T]] = deque(maxlen=_RECENT)
+        self._recent: deque[_Recent] = deque(maxlen=_RECENT)
         self._cursor = self._end = self._last = Position(1, spool_format.HEADER.size)
         self._reader: Reader | None = None
         self._reader_end = 0
@@ -126,16 +126,16 @@ class Journal(Generic[T]):
         with self._lock:
             return sum(max(0, part.count - part.delivered) for part in self._parts)
 
-    def append(self, kind: int, span_id: int, body: bytes, origin: Origin, item: T) -> None:
+    def append(self, kind: int, item: Encoded) -> None:
         """Write a finished span or a log record; it survives the process when this returns.
 
         Raises:
             OSError: it could not be written, and is not in the journal.
         """
         with self._lock:
-            closed = self._open.pop(span_id, None) if span_id else None
+            closed = self._open.pop(item.span_id, None) if item.span_id else None
             try:
-                self._write(kind, span_id, body, origin)
+                self._write(kind, item)
             except OSError:
                 if closed is not None:
                     self._void(closed.at)
@@ -147,9 +147,7 @@ class Journal(Generic[T]):
         if lost:
             self._on_lost(lost)
 
-    def opened(
-        self, span_id: int, body: bytes, origin: Origin, is_open: Callable[[], bool]
-    ) -> None:
+    def opened(self, item: Encoded, is_open: Callable[[], bool]) -> None:
         """Write a span that has not ended, unless it has by now.
 
         Raises:
@@ -157,9 +155,11 @@ class Journal(Generic[T]):
         """
         with self._lock:
             if is_open():
-                self._write(spool_format.OPEN, span_id, body, origin)
-                start = self._end.offset - spool_format.RECORD.size - len(body)
-                self._open[span_id] = _Open(body, origin, Position(self._end.segment, start))
+                self._write(spool_format.OPEN, item)
+                start = self._end.offset - spool_format.RECORD.size - len(item.body)
+                self._open[item.span_id] = _Open(
+                    item.body, item.origin, Position(self._end.segment, start)
+                )
 
     def is_alive(self, now: int) -> None:
         """Note a sign of life, in nanoseconds since the epoch."""
@@ -168,9 +168,10 @@ class Journal(Generic[T]):
             if self._overwriting >= 0:
                 spool_format.write_number(self._overwriting, spool_format.ALIVE_AT, now)
 
-    def _write(self, kind: int, span_id: int, body: bytes, origin: Origin) -> None:
+    def _write(self, kind: int, item: Encoded) -> None:
         if self._is_closed:
             raise OSError(errno.EBADF, "the spool is closed")
+        body, origin, span_id = item
         size = len(body) + spool_format.RECORD.size
         if size > self._segment_bytes:
             raise OSError(errno.EFBIG, "larger than a segment of the spool")
@@ -283,19 +284,19 @@ class Journal(Generic[T]):
                     finally:
                         os.close(descriptor)
 
-    def next_batch(self, decode: Callable[[bytes, Origin], T]) -> Batch[T] | None:
+    def next_batch(self) -> Batch | None:
         """Return what comes after the cursor, from memory or else from disk; None for nothing.
 
         Raises:
             OSError: a segment cannot be read just now.
         """
-        batch = self._next_batch(decode)
+        batch = self._next_batch()
         if self._damaged:  # changed by this thread alone
             damaged, self._damaged = self._damaged, 0
             self._on_damaged(damaged)
         return batch
 
-    def _next_batch(self, decode: Callable[[bytes, Origin], T]) -> Batch[T] | None:
+    def _next_batch(self) -> Batch | None:
         with self._lock:
             while self._recent and self._recent[0].end <= self._cursor:
                 self._recent.popleft()
@@ -303,10 +304,10 @@ class Journal(Generic[T]):
                 self._forget_reader()  # it would fall behind
                 return self._from_memory()
             until = self._recent[0].start if self._recent else self._last
-            return self._from_disk(until, decode)
+            return self._from_disk(until)
 
-    def _from_memory(self) -> Batch[T]:
-        taken: list[_Recent[T]] = []
+    def _from_memory(self) -> Batch:
+        taken: list[_Recent] = []
         for entry in self._recent:
             if taken and (
                 len(taken) >= BATCH
@@ -317,7 +318,7 @@ class Journal(Generic[T]):
             taken.append(entry)
         return Batch([entry.item for entry in taken], [entry.end for entry in taken])
 
-    def _from_disk(self, until: Position, decode: Callable[[bytes, Origin], T]) -> Batch[T] | None:
+    def _from_disk(self, until: Position) -> Batch | None:
         while self._cursor < until and self._parts:
             part = self._parts[0]
             if part.number < until.segment and self._cursor.offset >= part.size:
@@ -333,7 +334,7 @@ class Journal(Generic[T]):
                 if spool_format.is_passing(exc):
                     raise
             if stored:
-                items = [decode(one.record.body, one.origin) for one in stored]
+                items = [one.item for one in stored]
                 ends = [Position(part.number, one.record.end) for one in stored]
                 return Batch(items, ends, is_replay=True)
             if self._reader is None or self._reader.is_damaged:  # deleted by somebody, or broken
@@ -348,7 +349,7 @@ class Journal(Generic[T]):
         recent = sum(entry.end.segment == part.number for entry in self._recent)
         return max(1, part.count - part.delivered - recent)
 
-    def delivered(self, batch: Batch[T]) -> None:
+    def delivered(self, batch: Batch) -> None:
         """Note that the backend has a batch, or will never take it."""
         with self._lock:
             if batch.ends[-1] > self._cursor:

@@ -22,7 +22,7 @@ from spanloom import semconv
 from spanloom.telemetry import drops, spool_format
 from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
-from spanloom.telemetry.spool_codec import SpanCodec
+from spanloom.telemetry.spool_codec import decode_span
 from spanloom.telemetry.spool_reader import Reader, Stored, stored_records
 
 _logger: Final = logging.getLogger("spanloom.telemetry")
@@ -218,7 +218,6 @@ class Left(NamedTuple):
 
 def read_journal(paths: list[Path]) -> Left:
     """Find the spans that were open."""
-    codec = SpanCodec()
     still_open: dict[int, Stored] = {}
     announced: dict[int, Stored] = {}
     alive = 0
@@ -241,10 +240,10 @@ def read_journal(paths: list[Path]) -> Left:
                 last = stored
         segment.close()
     if last is not None:
-        alive = max(alive, codec.decode(last.record.body, last.origin).end_time or 0)
-    contexts = [codec.decode(one.record.body, one.origin).context for one in announced.values()]
+        alive = max(alive, decode_span(last.record.body, last.origin).end_time or 0)
+    contexts = [decode_span(one.record.body, one.origin).context for one in announced.values()]
     return Left(
-        [_ended(codec.decode(one.record.body, one.origin), alive) for one in still_open.values()],
+        [_ended(decode_span(one.record.body, one.origin), alive) for one in still_open.values()],
         {one.span_id: one.trace_id for one in contexts if one is not None},
         alive,
     )

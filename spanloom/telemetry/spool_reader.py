@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spanloom.telemetry import spool_format
-from spanloom.telemetry.spool_codec import Origin, decode_origin
+from spanloom.telemetry.otlp_encoding import Encoded, Origin
+from spanloom.telemetry.otlp_export import BATCH_BYTES
+from spanloom.telemetry.spool_codec import decode_origin
 
 BATCH: Final = 512
-BATCH_BYTES: Final = 2 * 1024 * 1024
-"""Collectors take 4 MiB by default; resources and framing come on top."""
 
 
 class Stored(NamedTuple):
@@ -17,6 +17,11 @@ class Stored(NamedTuple):
 
     record: spool_format.Record
     origin: Origin
+
+    @property
+    def item(self) -> Encoded:
+        """Return what was written."""
+        return Encoded(self.record.body, self.origin, self.record.span_id)
 
 
 class Reader:

@@ -8,20 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.sdk.trace import ReadableSpan
 
 from spanloom.telemetry import drops, metrics, spool_format
+from spanloom.telemetry.otlp_encoding import Encoded, encode_whole
+from spanloom.telemetry.otlp_export import EncodedExporter
 from spanloom.telemetry.reaped import Claims
 from spanloom.telemetry.settings import Signal
-from spanloom.telemetry.spool_codec import Codec
 from spanloom.telemetry.spool_journal import Journal
 from spanloom.telemetry.spool_orphans import Orphan
 from spanloom.telemetry.spool_reader import BATCH
 
-T = TypeVar("T")
 _logger: Final = logging.getLogger("spanloom.telemetry")
 
 REPLAY_PAUSE_S: Final = 0.05
@@ -77,14 +76,13 @@ def _seconds(retry_after: str) -> float:
     return parsedate_to_datetime(retry_after).timestamp() - time.time()
 
 
-class Sender(Generic[T]):
+class Sender:
     """Brings one signal from the journal, and from dead processes' journals, to the backend."""
 
     def __init__(
         self,
         signal: Signal,
-        codec: Codec[T],
-        journal: Journal[T],
+        journal: Journal,
         create_exporter: Callable[[], Any],
         *,
         delay_s: float,
@@ -92,14 +90,13 @@ class Sender(Generic[T]):
         claims: Claims | None = None,
     ) -> None:
         self._signal: Signal = signal
-        self._codec = codec
         self._journal = journal
         self._create_exporter = create_exporter
         self._delay_s = delay_s
         self._orphans = orphans
         self._claims = claims
-        self._unspooled: deque[T] = deque(maxlen=_LIMIT_IN_MEMORY)
-        self._exporter: Any = None
+        self._unspooled: deque[Encoded] = deque(maxlen=_LIMIT_IN_MEMORY)
+        self._exporter: EncodedExporter | None = None
         self._answers: Answers | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -116,13 +113,10 @@ class Sender(Generic[T]):
         )
         self._thread.start()
 
-    def put(self, kind: int, item: T) -> None:
+    def put(self, kind: int, item: Encoded) -> None:
         """Keep one item on disk, or, where that fails, in memory for as long as there is room."""
-        codec = self._codec
         try:
-            self._journal.append(
-                kind, codec.span_id(item), codec.encode(item), codec.origin(item), item
-            )
+            self._journal.append(kind, item)
         except OSError as exc:
             _logger.debug("the spool cannot be written: %s", exc)
             full = len(self._unspooled) == _LIMIT_IN_MEMORY
@@ -162,7 +156,7 @@ class Sender(Generic[T]):
             for _ in items:
                 self._unspooled.popleft()
             more = True
-        batch = self._journal.next_batch(self._codec.decode)
+        batch = self._journal.next_batch()
         if batch is not None:
             batch = batch.first(self._limit)
             if not self._send(batch.items):
@@ -183,7 +177,7 @@ class Sender(Generic[T]):
                 return False
             stored = orphan.next_batch(self._signal)[: self._limit]
             if stored:
-                if not self._send([self._codec.decode(s.record.body, s.origin) for s in stored]):
+                if not self._send([one.item for one in stored]):
                     return False
                 orphan.delivered(self._signal, len(stored))
                 self._replayed += len(stored)
@@ -197,9 +191,10 @@ class Sender(Generic[T]):
         return False
 
     def _end_open_spans(self, orphan: Orphan) -> bool:
-        spans: list[Any] = list(orphan.open_spans())
+        spans = orphan.open_spans()
+        ended = [encode_whole(span) for span in spans]
         for begin in range(0, len(spans), BATCH):
-            if not self._send(spans[begin : begin + BATCH]):
+            if not self._send(ended[begin : begin + BATCH]):
                 return False
         if spans:
             _logger.warning(
@@ -220,24 +215,24 @@ class Sender(Generic[T]):
             )
         self._replayed = 0
 
-    def _send(self, items: Sequence[T]) -> bool:
+    def _send(self, items: Sequence[Encoded]) -> bool:
         """Send one batch; whether it is done with, because it was taken or never will be."""
         if self._exporter is None:
-            self._exporter = self._create_exporter()
-            self._answers = Answers.of(self._exporter)
+            exporter = self._create_exporter()
+            self._answers = Answers.of(exporter)
+            self._exporter = EncodedExporter(self._signal, exporter)
         answers = self._answers
         if answers is not None:
             answers.status = None
         if self._claims is not None:
-            ours: Sequence[Any] = self._claims.settle(cast("Sequence[ReadableSpan]", items))
-            if not ours:
+            items = self._claims.settle(items)
+            if not items:
                 return True
-            items = ours
         with suppress_instrumentation():
-            result = self._exporter.export(items)
+            is_taken = self._exporter.export(items)
         self._attempts += 1
         status = None if answers is None else answers.status
-        if getattr(result, "name", "") == "SUCCESS":
+        if is_taken:
             self._failures = 0
             self._retry_at = 0.0
             self._limit = min(BATCH, self._limit * 2)

@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
-from spanloom.telemetry.exporters import CleaningSpanExporter
+from spanloom.telemetry.cleaning import CleaningSpanExporter
 
 SECRET = "sk-proj-abcdefghijklmnop"
 

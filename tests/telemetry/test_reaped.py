@@ -7,6 +7,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
+from spanloom.telemetry.otlp_encoding import Encoded, encode_whole
 from spanloom.telemetry.reaped import Claims
 
 TRACE = 7
@@ -50,9 +51,9 @@ def claims(clock: Clock, reaper: Reaper) -> Claims:
     return made
 
 
-def ended(*span_ids: int) -> list[ReadableSpan]:
+def ended(*span_ids: int) -> list[Encoded]:
     return [
-        ReadableSpan("s", context=SpanContext(TRACE, span_id, is_remote=False))
+        encode_whole(ReadableSpan("s", context=SpanContext(TRACE, span_id, is_remote=False)))
         for span_id in span_ids
     ]
 

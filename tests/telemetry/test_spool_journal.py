@@ -5,7 +5,7 @@ from pathlib import Path
 from opentelemetry.sdk.resources import Resource
 
 from spanloom.telemetry import spool_format
-from spanloom.telemetry.spool_codec import Origin
+from spanloom.telemetry.otlp_encoding import Encoded, Origin
 from spanloom.telemetry.spool_journal import Journal
 
 
@@ -16,7 +16,7 @@ import os, resource, sys
 from pathlib import Path
 from opentelemetry.sdk.resources import Resource
 from spanloom.telemetry import spool_format
-from spanloom.telemetry.spool_codec import Origin
+from spanloom.telemetry.otlp_encoding import Encoded, Origin
 from spanloom.telemetry.spool_journal import Journal
 folder, lost = Path(sys.argv[1]), []
 journal = Journal(
@@ -25,7 +25,7 @@ journal = Journal(
 )
 origin = Origin(Resource.get_empty(), None)
 for number in range(3000):  # more than are kept in memory
-    journal.append(spool_format.SPAN, 0, b"%d" % number, origin, b"%d" % number)
+    journal.append(spool_format.SPAN, Encoded(b"%d" % number, origin, 0))
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 taken = []
 try:
@@ -34,13 +34,13 @@ try:
 except OSError:
     pass
 try:
-    journal.next_batch(lambda body, origin: body)
+    journal.next_batch()
     said = "passed over"
 except OSError:
     said = "waits"
 for descriptor in taken:
     os.close(descriptor)
-print(said, journal.next_batch(lambda body, origin: body).items[0].decode(), lost)
+print(said, journal.next_batch().items[0].body.decode(), lost)
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
@@ -52,7 +52,7 @@ print(said, journal.next_batch(lambda body, origin: body).items[0].decode(), los
 def test_a_segment_that_is_gone_is_counted(tmp_path: Path) -> None:
     """What only a deleted segment had is counted, and what comes after it arrives."""
     lost: list[int] = []
-    journal: Journal[bytes] = Journal(
+    journal = Journal(
         lambda number: tmp_path / f"{number}.spool",
         max_bytes=1_048_576,
         fsync=False,
@@ -63,13 +63,13 @@ def test_a_segment_that_is_gone_is_counted(tmp_path: Path) -> None:
     origin = Origin(Resource.get_empty(), None)
     for number in range(3000):
         text = b"%d" % number
-        journal.append(spool_format.SPAN, 0, text + b" " * 30, origin, text)
+        journal.append(spool_format.SPAN, Encoded(text + b" " * 30, origin, 0))
     (tmp_path / "1.spool").unlink()
     arrived: list[bytes] = []
     while journal.cursor < journal.end:
-        batch = journal.next_batch(lambda body, _: body.strip())
+        batch = journal.next_batch()
         if batch is not None:  # passing over is a step of its own
-            arrived += batch.items
+            arrived += [item.body.strip() for item in batch.items]
             journal.delivered(batch)
     journal.close()
 
