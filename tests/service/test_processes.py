@@ -1,6 +1,7 @@
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -78,6 +79,30 @@ async def test_workers_share_port_metrics_sessions_and_end_together(
     assert {body["trace_id"] for body in bodies} <= {line["trace_id"] for line in responses}
     assert code == 0
     assert list((tmp_path / "data folder" / "prometheus").iterdir()) == []
+
+
+def test_a_full_collection_looks_at_no_import_again(tmp_path: Path) -> None:
+    """It would hold all requests up; an application made for a test is left as it is."""
+    script = """
+import gc, sys
+from service.app import create_app
+from service.settings import get_settings
+create_app(get_settings())
+before = gc.get_freeze_count()
+create_app()
+gc.collect()
+print(before, len(gc.get_objects()) < gc.get_freeze_count() / 10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"AGENT_DATA_DIR": str(tmp_path), "OTEL_SDK_DISABLED": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.splitlines()[-1].split() == ["0", "True"]
 
 
 async def run(*arguments: str, **environment: str) -> tuple[int | None, str]:
