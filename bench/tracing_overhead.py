@@ -5,6 +5,7 @@
     python bench/tracing_overhead.py --full --with-peers --write    # docs/benchmarks.md
     python bench/tracing_overhead.py --instructions [--write]       # instead of time; valgrind
     python bench/tracing_overhead.py --service --full [--write]     # the whole service, and no more
+    python bench/tracing_overhead.py --service --instructions [--write]     # the same by valgrind
 
 Each peer gets a virtual environment in ~/.cache/spanloom-bench (or $SPANLOOM_BENCH_CACHE), made
 on first use with uv, or pip where there is none. Tables go to stdout, progress to stderr.
@@ -18,7 +19,7 @@ from statistics import median
 # LangChain sends runs to LangSmith if the environment says so; that is not what is measured.
 os.environ["LANGSMITH_TRACING"] = os.environ["LANGCHAIN_TRACING_V2"] = "false"
 
-from overhead import instructions, leaks, peers, report, throughput
+from overhead import instructions, leaks, peers, report, service_instructions, throughput
 from overhead.environments import cache_folder, say
 from overhead.in_process import EVERYTHING, Bench, Extras, bytes_per_run
 from overhead.statistics_of_pairs import Rounds
@@ -28,6 +29,7 @@ from overhead.workload import SIZES
 DOCUMENT = Path(__file__).parents[1] / "docs/benchmarks.md"
 RUN_SIZES = (10, 100, 1000)
 EXTRAS: dict[str, Extras] = {
+    "encoded and all but sent, by hand as well": frozenset({"sent"}),
     "and Prometheus counters": frozenset({"counters"}),
     "and OpenTelemetry metrics too": frozenset({"counters", "metrics"}),
     "and announcing open spans": frozenset({"in-flight"}),
@@ -36,6 +38,11 @@ EXTRAS: dict[str, Extras] = {
     "all of these": EVERYTHING,
 }
 PEERS_TITLE = "Beside other tracers"
+SERVICE_NAMES = {
+    throughput.ON: "telemetry on",
+    throughput.BY_HAND: "bare SDK floor: the spans alone, by hand",
+    throughput.OFF: "telemetry off",
+}
 HEADER = (
     *("run", "state", "rounds", "no tracing µs", "by hand adds µs", "ours adds µs"),
     *("ratio", "90 %", "best: by hand", "best: ours", "best ratio"),
@@ -188,11 +195,6 @@ def service_table(seconds: float) -> report.Table:
     say("throughput of the service")
     found = throughput.measure(seconds)
     off = found[throughput.OFF]
-    names = {
-        throughput.ON: "telemetry on",
-        throughput.BY_HAND: "bare SDK floor: the spans alone, by hand",
-        throughput.OFF: "telemetry off",
-    }
     rows = [
         [
             name,
@@ -203,7 +205,7 @@ def service_table(seconds: float) -> report.Table:
             f"{median(one.cpu):.1f}",
             f"{min(one.cpu):.1f}",
         ]
-        for name, one in ((name, found[key]) for key, name in names.items())
+        for name, one in ((name, found[key]) for key, name in SERVICE_NAMES.items())
     ]
     return report.Table(
         "The whole service",
@@ -216,6 +218,27 @@ def service_table(seconds: float) -> report.Table:
             *("CPU a request, ratio", "median ms", "best ms"),
         ),
         rows,
+    )
+
+
+def service_instructions_table() -> report.Table:
+    say("instructions of the service: ten minutes")
+    found = service_instructions.count()
+    off = found[throughput.OFF].total
+    return report.Table(
+        "The whole service, in instructions",
+        "Millions a POST /chat, counted by valgrind in each process, one request at a time.",
+        ("telemetry", "retrieval", "model", "API", "together", "ratio", "exports a request"),
+        [
+            [
+                name,
+                *(f"{value:,.0f}" for value in found[key][:3]),
+                f"{found[key].total:,.0f}",
+                f"**{found[key].total / off:.2f}**",
+                f"{found[key].exports:.1f}",
+            ]
+            for key, name in SERVICE_NAMES.items()
+        ],
     )
 
 
@@ -249,10 +272,11 @@ def main() -> None:
         tables.append(table)
 
     if arguments.instructions:
-        add(instructions_table())
+        add(service_instructions_table() if arguments.service else instructions_table())
         if arguments.write:
             text = "\n\n".join([f"{facts}.", tables[0].markdown()])
-            report.write(DOCUMENT, "tracing instructions", text)
+            name = "service" if arguments.service else "tracing"
+            report.write(DOCUMENT, f"{name} instructions", text)
         return
     service = service_table(120 if full else 20)
     service.show()

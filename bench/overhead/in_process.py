@@ -12,23 +12,33 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
 from opentelemetry.sdk._logs.export import (
-    BatchLogRecordProcessor,
     LogRecordExporter,
     LogRecordExportResult,
 )
 from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from overhead.by_hand import ByHand
-from overhead.recording import NullExporter, attribute_bytes, null_provider, shape
+from overhead.recording import (
+    Nowhere,
+    NullExporter,
+    NullOtlpExporter,
+    attribute_bytes,
+    null_provider,
+    sending_provider,
+    shape,
+)
 from overhead.statistics_of_pairs import Rounds
 from overhead.workload import Agent, Workload
 from spanloom.telemetry import endings, genai_metrics, logs, metrics
 from spanloom.telemetry.inflight import InFlight
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
+from spanloom.telemetry.otlp_export import EncodingLogProcessor, EncodingSpanProcessor
 from spanloom.telemetry.spool import Spool
 
 RUNS_PER_BATCH = {10: 20, 100: 3, 1000: 1}
@@ -41,7 +51,8 @@ LEAST_ROUNDS = 5
 SPOOL_BYTES = 64 * 1024 * 1024
 
 Extras = frozenset[str]
-"""What runs besides spans; without `counters` nothing is measured for Prometheus either."""
+"""What runs besides spans; without `counters` nothing is measured for Prometheus either, and but
+for `sent` and `spool` nothing is encoded. `sent` holds for the spans by hand as well."""
 EVERYTHING: Extras = frozenset({"counters", "metrics", "in-flight", "spool", "log lines"})
 _MEASUREMENTS = ("record_llm", "record_tool", "record_workflow", "record_agent")
 
@@ -65,19 +76,29 @@ def _measure_nothing(**_: object) -> None:
     """Stand in for what feeds the counters."""
 
 
+RecordingExporter = NullExporter | NullOtlpExporter
+
+
+def provider_by_hand(extras: Extras) -> tuple[TracerProvider, RecordingExporter]:
+    """Build what spans by hand go to: what the SDK has, and never more than spans."""
+    return sending_provider(BatchSpanProcessor) if "sent" in extras else null_provider()
+
+
 @contextlib.contextmanager
-def our_provider(extras: Extras) -> Iterator[tuple[TracerProvider, NullExporter]]:
+def our_provider(extras: Extras) -> Iterator[tuple[TracerProvider, RecordingExporter]]:
     """Build what `setup` would build around the spans, each exporter replaced by a null one."""
     with contextlib.ExitStack() as stack:
         if "spool" in extras:
-            exporter = NullExporter()
+            exporter: RecordingExporter = NullOtlpExporter()
             provider = TracerProvider(shutdown_on_exit=False)
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             spool = Spool(Path(folder), max_bytes=SPOOL_BYTES)
             spool.open("traces", lambda: exporter, 1.0)
             provider.add_span_processor(spool.span_processor())
         else:
-            provider, exporter = null_provider()
+            provider, exporter = (
+                sending_provider(EncodingSpanProcessor) if "sent" in extras else null_provider()
+            )
         if "in-flight" in extras:
             provider.add_span_processor(InFlight(_NoLogs, lambda: provider.resource))
         stack.callback(provider.shutdown)
@@ -102,7 +123,8 @@ def our_provider(extras: Extras) -> Iterator[tuple[TracerProvider, NullExporter]
 def _step_lines() -> Iterator[None]:
     """Write one line a span to stdout, which is nowhere for now, and send a copy over OTLP."""
     provider = LoggerProvider(shutdown_on_exit=False)
-    provider.add_log_record_processor(BatchLogRecordProcessor(_NoLogs()))
+    exporter = OTLPLogExporter(_transport=Nowhere())
+    provider.add_log_record_processor(EncodingLogProcessor(exporter))
     sys.stdout.flush()
     terminal = os.dup(1)
     with Path(os.devnull).open("wb") as nowhere:
@@ -139,7 +161,7 @@ class Bench:
         self._runs = RUNS_PER_BATCH[spans]
         self._warm_up = WARM_UP[spans]
         self._extras = extras
-        self._hand_provider, self._hand_exporter = null_provider()
+        self._hand_provider, self._hand_exporter = provider_by_hand(extras)
         tracer = self._hand_provider.get_tracer("by hand")
         self._plain = Workload(Agent(), spans=spans, state_bytes=state_bytes)
         self._by_hand = Workload(ByHand(tracer, spans=spans), spans=spans, state_bytes=state_bytes)
@@ -179,7 +201,7 @@ class Bench:
         return Rounds(**found)
 
     def _same_spans(
-        self, runner: asyncio.Runner, ours: TracerProvider, exporter: NullExporter
+        self, runner: asyncio.Runner, ours: TracerProvider, exporter: RecordingExporter
     ) -> None:
         """Warm up, and make sure that both ways write the very same."""
         runner.run(self._plain.run())
@@ -203,7 +225,10 @@ def bytes_per_run(*, spans: int, state_bytes: int) -> tuple[int, int]:
 
 
 def _record(
-    runner: asyncio.Runner, workload: Workload, provider: TracerProvider, exporter: NullExporter
+    runner: asyncio.Runner,
+    workload: Workload,
+    provider: TracerProvider,
+    exporter: RecordingExporter,
 ) -> list[ReadableSpan]:
     kept: list[ReadableSpan] = []
     exporter.kept = kept

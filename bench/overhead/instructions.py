@@ -21,8 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overhead.by_hand import ByHand
-from overhead.in_process import RUNS_PER_BATCH, WARM_UP, instrumented, our_provider
-from overhead.recording import null_provider
+from overhead.in_process import (
+    RUNS_PER_BATCH,
+    WARM_UP,
+    instrumented,
+    our_provider,
+    provider_by_hand,
+)
 from overhead.workload import Agent, Workload
 
 _REQUESTS = """
@@ -30,7 +35,7 @@ _REQUESTS = """
 void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
 void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
 """
-_NEEDED = ("valgrind", "cc")
+NEEDED = ("valgrind", "cc")
 _VARIANTS = ("nothing", "by_hand", "ours")
 _SUMMARY = re.compile(
     rb"^desc: Trigger: Client Request: (.+?)$.*?^summary: (\d+)", re.MULTILINE | re.DOTALL
@@ -61,15 +66,11 @@ class Counted(NamedTuple):
 
 def count(cases: list[Case]) -> dict[Case, Counted]:
     """Count all cases, in a process under valgrind; SystemExit where that is not installed."""
-    if missing := [name for name in _NEEDED if shutil.which(name) is None]:
+    if missing := [name for name in NEEDED if shutil.which(name) is None]:
         raise SystemExit(f"to count instructions install {' and '.join(missing)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "requests.c").write_text(_REQUESTS, "utf-8")
-        library = folder / "requests.so"
-        subprocess.run(
-            ["cc", "-O2", "-shared", "-fPIC", "-o", library, folder / "requests.c"], check=True
-        )
+        library = build_requests(folder)
         subprocess.run(
             [
                 *("valgrind", "--tool=callgrind", "--instr-atstart=no", "-q"),
@@ -82,11 +83,7 @@ def count(cases: list[Case]) -> dict[Case, Counted]:
             env=os.environ | {"PYTHONHASHSEED": "0", "LANGSMITH_TRACING": "false"},
             stdout=subprocess.DEVNULL,
         )
-        found = {
-            label.decode(): int(instructions)
-            for dump in folder.glob("counts.*")
-            for label, instructions in _SUMMARY.findall(dump.read_bytes())
-        }
+        found = read_counts(folder, "counts.*")
     return {
         case: Counted(
             *(found[f"{number}.{variant}"] / RUNS_PER_BATCH[case.spans] for variant in _VARIANTS)
@@ -95,14 +92,33 @@ def count(cases: list[Case]) -> dict[Case, Counted]:
     }
 
 
+def build_requests(folder: Path) -> Path:
+    """Make the library by which a program under valgrind begins and ends the counting."""
+    library = folder / "requests.so"
+    (folder / "requests.c").write_text(_REQUESTS, "utf-8")
+    subprocess.run(
+        ["cc", "-O2", "-shared", "-fPIC", "-o", library, folder / "requests.c"], check=True
+    )
+    return library
+
+
+def read_counts(folder: Path, pattern: str) -> dict[str, int]:
+    """Return instructions by what `end` was told, of all threads."""
+    found: dict[str, int] = {}
+    for dump in folder.glob(pattern):
+        for label, instructions in _SUMMARY.findall(dump.read_bytes()):
+            found[label.decode()] = found.get(label.decode(), 0) + int(instructions)
+    return found
+
+
 def _count_here(requests: ctypes.CDLL, number: int, case: Case) -> None:
     """Run one case in its three ways, each counted once it has been warm for long."""
     spans, state_bytes = case.spans, case.state_bytes
-    hand_provider, _ = null_provider()
+    extras = frozenset(filter(None, case.extras.split(",")))
+    hand_provider, _ = provider_by_hand(extras)
     plain = Workload(Agent(), spans=spans, state_bytes=state_bytes)
     tracer = hand_provider.get_tracer("by hand")
     by_hand = Workload(ByHand(tracer, spans=spans), spans=spans, state_bytes=state_bytes)
-    extras = frozenset(filter(None, case.extras.split(",")))
     with our_provider(extras) as (ours, _), asyncio.Runner() as runner:
         for variant, workload, provider in (
             ("nothing", plain, None),

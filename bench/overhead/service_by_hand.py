@@ -25,15 +25,14 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 _NODES = ("route", "retrieve", "rerank", "tools", "generate", "reflect")
 _CONVERSATION = "8ad9f2e6e1137250c789936f378a7bd96a598475e6c245fbe8f96e8ee29cfba0"
 _USAGE = {"spanloom.usage.input_tokens": 1299, "spanloom.usage.output_tokens": 16}
-_BATCH_DELAY_MS = 500
+_BATCH_DELAY_MS = "500"
 
 
 def _install(name: str) -> Tracer:
     """Install the SDK and contrib's instrumentations, which only this process's spans go to."""
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=_BATCH_DELAY_MS)
-    )
+    os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", _BATCH_DELAY_MS)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"
     fastapi = importlib.import_module("opentelemetry.instrumentation.fastapi")
     fastapi.FastAPIInstrumentor().instrument(

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _PARALLEL = 4
-_START_S = 120
+_ANSWER_S = 600
+_START_S = 600
 _QUESTIONS = (
     "What does a KV cache save, and what does it cost?",
     "How does HNSW search find neighbours?",
@@ -84,11 +85,15 @@ class ServiceStack:
         stack: contextlib.ExitStack,
         *,
         by_hand: bool = False,
+        command: Sequence[str] = (sys.executable, "-m"),
         **telemetry: str,
     ) -> None:
-        """Start the processes; `by_hand` with the spans of `service_by_hand` in place of ours."""
+        """Start the processes; `by_hand` with the spans of `service_by_hand` in place of ours.
+
+        `command` runs a module with its arguments; `{name}` in it becomes the process's name.
+        """
         folder.mkdir()
-        self._launcher = ("overhead.service_by_hand",) if by_hand else ()
+        self._command = [*command, *(["overhead.service_by_hand"] if by_hand else [])]
         self._folder = folder
         self._environment = {
             name: value
@@ -116,7 +121,7 @@ class ServiceStack:
         log = self._folder / f"{event}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *self._launcher, module, *arguments],
+                [*(part.format(name=event) for part in self._command), module, *arguments],
                 cwd=_ROOT,
                 env=self._environment,
                 stdout=output,
@@ -143,11 +148,11 @@ class ServiceStack:
             time.sleep(0.2)
         raise SystemExit("the API did not become ready")
 
-    def batch(self, requests: int) -> tuple[float, float]:
+    def batch(self, requests: int, parallel: int = _PARALLEL) -> tuple[float, float]:
         """Requests a second, and milliseconds of CPU a request of all three processes."""
         cpu, start = self._cpu_seconds(), time.perf_counter()
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(self._ask, [requests // _PARALLEL] * _PARALLEL))
+        with ThreadPoolExecutor(parallel) as pool:
+            list(pool.map(self._ask, [requests // parallel] * parallel))
         seconds = time.perf_counter() - start
         return requests / seconds, (self._cpu_seconds() - cpu) / requests * 1000
 
@@ -162,6 +167,11 @@ class ServiceStack:
                 text = answer.read()
                 if answer.status != 200:
                     raise SystemExit(f"/chat answered {answer.status}: {text.decode()}")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes."""
+        for process in self._processes:
+            process.send_signal(number)
 
     def _cpu_seconds(self) -> float:
         ticks = 0
@@ -183,5 +193,7 @@ class ServiceStack:
 
 @contextlib.contextmanager
 def _connection(port: int) -> Iterator[http.client.HTTPConnection]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as api:
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+    ) as api:
         yield api

@@ -47,6 +47,8 @@ MAX_ANNOUNCED: Final = 1_000
 REPEAT_AFTER_S: Final = 5.0
 """Shortest time between two announcements of one span whose attributes change."""
 HEARTBEAT_S: Final = 1.0
+LOOK_S: Final = 0.5
+"""Time between two looks at what is open."""
 
 SEND_TIMEOUT_S: Final = 1.0
 """Longest time one request may take: a backend that hangs must not hold the heartbeat up."""
@@ -167,7 +169,7 @@ class InFlight(SpanProcessor):
         self._create_exporter = create_exporter
         self._resource = resource
         self._after_ns = int(after_s * 1e9)
-        self._period_s = min(0.5, after_s / 2)
+        self._period_s = min(LOOK_S, after_s / 2)
         self._journal = journal
         self._claims = claims
         if claims is not None:

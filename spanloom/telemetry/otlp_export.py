@@ -49,7 +49,8 @@ class EncodedExporter:
         self._send = self._how()
 
     def _how(self) -> Callable[[Sequence[Encoded]], bool]:
-        exporter, module = self.exporter, type(self.exporter).__module__
+        exporter = self.exporter
+        module = getattr(type(exporter).export, "__module__", "")  # a subclass's own is not passed by
         if module.startswith(_HTTP) and hasattr(getattr(exporter, "_client", None), "export"):
             return self._send_bytes
         if module.startswith(_GRPC) and hasattr(exporter, "_translate_data"):
