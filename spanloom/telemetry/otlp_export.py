@@ -50,7 +50,8 @@ class EncodedExporter:
 
     def _how(self) -> Callable[[Sequence[Encoded]], bool]:
         exporter = self.exporter
-        module = getattr(type(exporter).export, "__module__", "")  # a subclass's own is not passed by
+        # Of the method, not of the class: what a subclass does of its own is not passed by.
+        module = getattr(type(exporter).export, "__module__", "")
         if module.startswith(_HTTP) and hasattr(getattr(exporter, "_client", None), "export"):
             return self._send_bytes
         if module.startswith(_GRPC) and hasattr(exporter, "_translate_data"):
