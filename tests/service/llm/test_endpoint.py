@@ -17,6 +17,8 @@ from service.llm.endpoint import MAX_BODY_BYTES
 from service.llm.tokenizer import Tokenizer
 from tests.service.llm.running import ROOT, Collector, Endpoint, start_endpoint
 
+pytestmark = pytest.mark.xdist_group("endpoint")
+
 # Nothing outside this file knows these creatures, so no answer can be prepared for them.
 PASSAGES = """<passages>
 [1] (zorblax-care) Keeping zorblaxes

@@ -7,6 +7,8 @@ import pytest
 from service.retrieval.index import Index
 from service.retrieval.live import build
 
+pytestmark = pytest.mark.xdist_group("shipped")  # the index is built once
+
 Library = Callable[..., Path]
 
 

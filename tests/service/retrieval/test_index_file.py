@@ -7,6 +7,8 @@ import pytest
 from service.retrieval import index_file
 from service.retrieval.index import Index
 
+pytestmark = pytest.mark.xdist_group("shipped")  # the index is built once
+
 QUERIES = ["KV cache memory", "分布式追踪", "retry budget 退避"]
 
 

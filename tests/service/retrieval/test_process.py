@@ -12,7 +12,7 @@ import pytest
 from tests.service.retrieval.running import RetrievalProcess, index
 from tests.telemetry.live import Receiver, attributes, wait_for
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("retrieval")]
 
 Library = Callable[..., Path]
 Start = Callable[..., RetrievalProcess]

@@ -5,6 +5,8 @@ import pytest
 
 from service.retrieval.index import Index
 
+pytestmark = pytest.mark.xdist_group("shipped")  # the index is built once
+
 BENCH = str(Path(__file__).parents[3] / "bench")
 
 
