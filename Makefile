@@ -3,8 +3,9 @@
 PYTHON ?=
 # Three on two cores: many tests wait for processes they started.
 PYTEST_ARGS ?= -n 3 --dist loadgroup
-# One at a time: each already runs four programs and the service's own.
-STACK_ARGS ?= --durations=10
+# By whole files, what a file starts being started once; in the order of tests/stack/conftest.py.
+# Three at a time: they mostly wait, and each has ports and folders of its own.
+STACK_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 # Arguments for `spanloom up`, e.g. make run ARGS="--ports auto"
 ARGS ?=
 
