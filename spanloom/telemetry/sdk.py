@@ -31,7 +31,7 @@ from spanloom.telemetry import (
     operation,
     pricing,
 )
-from spanloom.telemetry.contrib_http import spare_client_headers, spare_server_headers
+from spanloom.telemetry.contrib_http import spare_client_requests, spare_server_headers
 from spanloom.telemetry.lean_meters import lean
 from spanloom.telemetry.outcomes import OutcomeMiddleware, watch_transports
 from spanloom.telemetry.propagation import (
@@ -266,7 +266,7 @@ def _instrument_libraries(telemetry: Telemetry) -> None:
             instrumentor = getattr(__import__(module, fromlist=[name]), name)()
             if not instrumentor.is_instrumented_by_opentelemetry:
                 if arguments is http:
-                    spare_client_headers()
+                    spare_client_requests()
                     watch_transports(library)
                 instrumentor.instrument(**arguments)
             elif arguments is http:

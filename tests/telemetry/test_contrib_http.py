@@ -1,5 +1,10 @@
+from typing import Any
+
+import httpx
+import httpx2
 import pytest
 from opentelemetry.instrumentation import httpx as contrib_httpx
+from opentelemetry.instrumentation._semconv import _StabilityMode
 from opentelemetry.instrumentation.asgi import ASGIGetter
 
 from spanloom.telemetry import contrib_http
@@ -15,6 +20,7 @@ HEADERS = [
     (b"\xff", b"odd"),
 ]
 GETTER_AS_IT_CAME = ASGIGetter.get
+EXTRACT_AS_IT_CAME = contrib_httpx._extract_parameters
 
 
 @pytest.mark.parametrize(
@@ -74,9 +80,44 @@ def test_headers_are_captured_where_they_are_asked_for(script: Script) -> None:
     assert heads["neither"] == "{}"
 
 
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8001/search?q=%E4%BD%A0&key=a#part",
+        "https://user:secret@例え.jp/文?b=中文",
+        "http://[::1]/",
+    ],
+)
+def test_a_request_s_attributes_are_those_that_contrib_writes(library: Any, url: str) -> None:
+    """Read from the request as it is, or as contrib does, from its text."""
+    request = library.Request("post", url, headers={"a": "1"})
+
+    found = contrib_http._parameters((request,), {}, library)
+    by_contrib = EXTRACT_AS_IT_CAME((request,), {}, library)
+
+    assert found == by_contrib
+    written: list[dict[str, Any]] = [{}, {}]
+    for attributes, (method, seen, *_) in zip(written, (found, by_contrib), strict=True):
+        contrib_httpx._apply_request_client_attributes_to_span(
+            attributes, {}, seen, method.decode(), _StabilityMode.HTTP, library
+        )
+    assert written[0] == written[1]
+    assert written[0]["url.full"]
+    assert "secret" not in written[0]["url.full"]
+
+
+def test_what_is_no_request_is_left_to_contrib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments of httpx before 0.20."""
+    monkeypatch.setitem(contrib_http._replaced, "_extract_parameters", EXTRACT_AS_IT_CAME)
+    old = (b"GET", (b"http", b"a", None, b"/"), [], None, {})
+
+    assert contrib_http._parameters(old, {}, httpx2) == old
+
+
 def test_a_contrib_that_has_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that is gone is not missed, nor put there."""
     monkeypatch.delattr(contrib_httpx, "_normalize_headers")
-    contrib_http.spare_client_headers()
+    contrib_http.spare_client_requests()
     assert not hasattr(contrib_httpx, "_normalize_headers")
     contrib_http._replace("opentelemetry.no_such_module", "x", None)
