@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -172,6 +173,19 @@ class _Envelope(NamedTuple):
     scope: tuple[bytes, bytes]
 
 
+def without_spans(origin: Origin) -> ResourceSpans:
+    """Make the message that says what spans, or records, belong to, and has none."""
+    empty = ReadableSpan(
+        "",
+        context=SpanContext(1, 1, is_remote=False),
+        resource=origin.resource,
+        instrumentation_scope=origin.scope,
+    )
+    (message,) = encode_spans([empty]).resource_spans
+    message.scope_spans[0].ClearField("spans")
+    return message
+
+
 _envelopes: dict[tuple[int, int], _Envelope] = {}
 
 
@@ -181,13 +195,7 @@ def _envelope(origin: Origin) -> _Envelope:
     if envelope is None:
         if len(_envelopes) >= _MAX_ORIGINS:
             _envelopes.clear()
-        empty = ReadableSpan(
-            "",
-            context=SpanContext(1, 1, is_remote=False),
-            resource=origin.resource,
-            instrumentation_scope=origin.scope,
-        )
-        (spans,) = encode_spans([empty]).resource_spans
+        spans = without_spans(origin)
         scope = spans.scope_spans[0]
         # Keeps the objects alive, so that their ids stay theirs.
         envelope = _envelopes[key] = _Envelope(

@@ -11,7 +11,6 @@ from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk._logs import ReadableLogRecord
@@ -29,7 +28,7 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
-from spanloom.telemetry.otlp_encoding import Origin
+from spanloom.telemetry.otlp_encoding import Origin, without_spans
 from spanloom.telemetry.tracecontext import StrictTraceState
 
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -38,15 +37,7 @@ _IS_REMOTE: Final = trace_pb2.SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
 def encode_origin(origin: Origin) -> bytes:
     """Encode as an OTLP ResourceSpans without spans."""
-    empty = ReadableSpan(
-        "",
-        context=SpanContext(1, 1, is_remote=False),
-        resource=origin.resource,
-        instrumentation_scope=origin.scope,
-    )
-    (resource_spans,) = encode_spans([empty]).resource_spans
-    resource_spans.scope_spans[0].ClearField("spans")
-    return resource_spans.SerializeToString()
+    return without_spans(origin).SerializeToString()
 
 
 def decode_origin(body: bytes) -> Origin:
