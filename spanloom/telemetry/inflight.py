@@ -9,7 +9,6 @@ queued: what could not be sent is built anew, from what is still open, the next 
 """
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -32,6 +31,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from spanloom import semconv
 from spanloom.telemetry import metrics
+from spanloom.telemetry.after_fork import call_in_child
 from spanloom.telemetry.cleaning import clean_span
 from spanloom.telemetry.exporters import create_otlp_exporter
 from spanloom.telemetry.reaped import Claims, Ids
@@ -182,13 +182,7 @@ class InFlight(SpanProcessor):
             self._open.on_end if claims is None or journal is None else self._end_and_tell
         )
         self._begin()
-        again = weakref.WeakMethod(self._begin_in_child)
-
-        def in_child() -> None:
-            if begin := again():
-                begin()
-
-        os.register_at_fork(after_in_child=in_child)
+        call_in_child(self._begin_in_child)
 
     def _begin(self) -> None:
         self._announced: dict[int, _Announced] = {}

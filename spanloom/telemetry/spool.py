@@ -14,7 +14,6 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from spanloom.telemetry import drops
+from spanloom.telemetry.after_fork import call_in_child
 from spanloom.telemetry.cleaning import clean_span
 from spanloom.telemetry.otlp_encoding import (
     encode_log,
@@ -62,13 +62,7 @@ class Spool:
         self._claims = claims
         self._makers: dict[Signal, tuple[Callable[[], Any], float]] = {}
         self._begin()
-        again = weakref.WeakMethod(self._begin_in_child)
-
-        def in_child() -> None:
-            if begin := again():
-                begin()
-
-        os.register_at_fork(after_in_child=in_child)
+        call_in_child(self._begin_in_child)
 
     def _begin(self) -> None:
         self.senders: dict[Signal, Sender] = {}

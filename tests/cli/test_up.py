@@ -1,13 +1,10 @@
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import httpx2
 import pytest
 
 from spanloom.cli.listeners import free_ports, is_taken
+from tests.cli.terminal import on_terminal
 
 ROOT = Path(__file__).parents[2]
 START_S = 60
@@ -330,32 +328,15 @@ def test_a_command_that_cannot_be_started_is_a_sentence(up: Up) -> None:
 def test_on_a_terminal_progress_moves_and_ctrl_c_stops(checkout: Path) -> None:
     """The keyboard's Ctrl-C goes to up alone, so the processes stop in order."""
     command = [sys.executable, "-m", "spanloom", "up", "--ports", "auto"]
-    pid, main_end = pty.fork()
-    if pid == 0:
-        os.chdir(checkout)
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-        os.execve(sys.executable, command, env)
-    shown = b""
-    until = time.monotonic() + START_S
-    sent = False
-    while time.monotonic() < until:
-        readable, _, _ = select.select([main_end], [], [], 1)
-        if readable:
-            try:
-                chunk = os.read(main_end, 65536)
-            except OSError:  # Linux's way to say that the terminal is closed
-                break
-            if not chunk:
-                break
-            shown += chunk
-        if b"Ctrl-C stops everything" in shown and not sent:
-            os.write(main_end, b"\x03")
-            sent = True
-    _, status = os.waitpid(pid, 0)
-    os.close(main_end)
+    code, text = on_terminal(
+        command,
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+        at=b"Ctrl-C stops everything",
+        act=lambda terminal: os.write(terminal, b"\x03"),
+        folder=checkout,
+    )
 
-    text = shown.decode()
-    assert os.waitstatus_to_exitcode(status) == 0, text
+    assert code == 0, text
     assert "✓" in text
     assert "starting" in text
     assert journal(checkout)[-3:] == ["stopped api", "stopped model", "stopped index"]

@@ -1,13 +1,10 @@
 """`spanloom trace --watch` follows work until it has ended."""
 
 import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from spanloom.cli.main import main
 from tests.builders import span, trace_id
 from tests.builders_inflight import announced, heartbeat
+from tests.cli.terminal import on_terminal
 from tests.live_server import LiveServer, live_server
 
 WAIT_S = 60
@@ -95,30 +93,14 @@ def test_a_pipe_gets_a_line_for_each_change(hanging: LiveServer) -> None:
 
 def test_a_terminal_shows_the_tree_growing(hanging: LiveServer) -> None:
     """Running spans are drawn anew, and what stays at the end is the finished tree."""
-    pid, main_end = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, command(hanging), environment())
-    shown = b""
-    until = time.monotonic() + WAIT_S
-    finished = False
-    while time.monotonic() < until:
-        readable, _, _ = select.select([main_end], [], [], 1)
-        if readable:
-            try:
-                chunk = os.read(main_end, 65536)
-            except OSError:  # Linux's way to say that the terminal is closed
-                break
-            if not chunk:
-                break
-            shown += chunk
-        if b"Ctrl-C stops watching" in shown and not finished:
-            finish(hanging)
-            finished = True
-    _, status = os.waitpid(pid, 0)
-    os.close(main_end)
+    code, text = on_terminal(
+        command(hanging),
+        environment(),
+        at=b"Ctrl-C stops watching",
+        act=lambda _: finish(hanging),
+    )
 
-    text = shown.decode()
-    assert os.waitstatus_to_exitcode(status) == 0, text
+    assert code == 0, text
     assert "running" in text
     assert "2 in flight" in text
     assert "\x1b]0;owned" not in text
