@@ -191,9 +191,26 @@ def promises_table(*, finished: int, cancelled: int) -> report.Table:
     )
 
 
-def service_table(seconds: float) -> report.Table:
-    say("throughput of the service")
-    found = throughput.measure(seconds)
+def service_tables(seconds: float) -> list[report.Table]:
+    return [
+        _service_table(
+            seconds,
+            throughput.SATURATED,
+            "The whole service, with nothing else to do",
+            "the offline model, which answers at once",
+        ),
+        _service_table(
+            seconds,
+            throughput.PACED,
+            "The whole service, with a slow model",
+            f"the offline model, which writes {throughput.TOKENS_PER_S} tokens a second",
+        ),
+    ]
+
+
+def _service_table(seconds: float, model: str, title: str, described: str) -> report.Table:
+    say(f"throughput of the service, model: {model}")
+    found = throughput.measure(seconds, model)
     off = found[throughput.OFF]
     rows = [
         [
@@ -208,9 +225,9 @@ def service_table(seconds: float) -> report.Table:
         for name, one in ((name, found[key]) for key, name in SERVICE_NAMES.items())
     ]
     return report.Table(
-        "The whole service",
-        "POST /chat, with its 39 spans, to the three processes of the service with the offline"
-        " model; all export to an OTLP sink on loopback that does nothing, or have"
+        title,
+        f"POST /chat, with its 39 spans, to the three processes of the service with {described};"
+        " all export to an OTLP sink on loopback that does nothing, or have"
         f" OTEL_SDK_DISABLED=true. {len(off.rates)} rounds that take turns; the ratios are medians"
         " of the rounds' ratios.",
         (
@@ -278,10 +295,12 @@ def main() -> None:
             name = "service" if arguments.service else "tracing"
             report.write(DOCUMENT, f"{name} instructions", text)
         return
-    service = service_table(120 if full else 20)
-    service.show()
+    services = service_tables(120 if full else 20)
+    for table in services:
+        table.show()
     if arguments.write:
-        report.write(DOCUMENT, "service overhead", f"{facts}.\n\n{service.markdown()}")
+        texts = [table.markdown() for table in services]
+        report.write(DOCUMENT, "service overhead", "\n\n".join([f"{facts}.", *texts]))
     if arguments.service:
         return
     add(spans_table(40 if full else 6))

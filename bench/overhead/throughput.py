@@ -4,6 +4,9 @@ Three stacks of real processes (retrieval, offline model, API) run side by side:
 as it comes, one with the same spans written by hand with the bare SDK (`service_by_hand`), both
 exporting to an OTLP sink on loopback that takes all and does nothing; and one with
 OTEL_SDK_DISABLED=true. Only one of them has requests at a time.
+
+With a model that answers at once the cores are never idle, so each millisecond of telemetry is one
+less for requests. A model that writes its tokens one by one, as real ones do, leaves them idle.
 """
 
 import contextlib
@@ -20,7 +23,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from overhead.service_stack import ServiceStack, otlp_sink
 
 ON, BY_HAND, OFF = "on", "by hand", "off"
-_BATCH = 40
+SATURATED, PACED = "at once", "paced"
+TOKENS_PER_S = 100
+_PARALLEL = {SATURATED: 4, PACED: 24}
+_BATCH = {SATURATED: 40, PACED: 72}
 _WARM_UP = 20
 _LEAST_ROUNDS = 4
 _COMPARED = 8
@@ -42,8 +48,10 @@ class Batches:
         return median(mine / its for mine, its in zip(self.cpu, other.cpu, strict=True))
 
 
-def measure(seconds: float) -> dict[str, Batches]:
-    """Alternate batches, in shuffled order, until the time is over."""
+def measure(seconds: float, model: str) -> dict[str, Batches]:
+    """Alternate batches, in shuffled order, until the time is over; `model` answers so."""
+    pace = TOKENS_PER_S if model == PACED else 0
+    batch, parallel = _BATCH[model], _PARALLEL[model]
     chance = random.Random(1)
     stacks: dict[str, ServiceStack] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -56,6 +64,7 @@ def measure(seconds: float) -> dict[str, Batches]:
                 stack,
                 by_hand=name == BY_HAND,
                 OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+                AGENT_OFFLINE_LLM_TOKENS_PER_S=str(pace),
                 **settings,
             )
             stacks[name].batch(_WARM_UP)
@@ -66,7 +75,7 @@ def measure(seconds: float) -> dict[str, Batches]:
         end = time.monotonic() + seconds
         while time.monotonic() < end or len(found[ON].rates) < _LEAST_ROUNDS:
             for name in chance.sample(list(stacks), len(stacks)):
-                rate, milliseconds = stacks[name].batch(_BATCH)
+                rate, milliseconds = stacks[name].batch(batch, parallel)
                 found[name].rates.append(rate)
                 found[name].cpu.append(milliseconds)
     return found
