@@ -11,7 +11,10 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
+
+from spanloom.telemetry.trust import TRUSTED_KEY
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -66,11 +69,18 @@ def _no_headers(*_: Any) -> dict[str, list[str]]:
 def _header_of(_: Any, carrier: Mapping[str, Any], key: str) -> list[str] | None:
     """Return a header's values, as contrib's `ASGIGetter.get` does; None where there is none.
 
-    In lower case by the ASGI specification, but not of every server.
+    Names are in lower case by the ASGI specification, but not of every server.
     """
     headers: Iterable[tuple[bytes, bytes]] = carrier.get("headers") or ()
-    name = key.lower().encode()
+    name = _name(key)
+    if TRUSTED_KEY in carrier:  # by our own middleware, which has put them in lower case
+        return [_decoded(value) for found, value in headers if found == name] or None
     return [_decoded(value) for found, value in headers if found.lower() == name] or None
+
+
+@lru_cache(maxsize=256)
+def _name(key: str) -> bytes:
+    return key.lower().encode()
 
 
 def _decoded(value: bytes) -> str:

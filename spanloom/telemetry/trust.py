@@ -193,9 +193,10 @@ def _decodable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
 
     It reads bytes that are no UTF-8 as a Python literal: `\xff\x` is an error there, and the
     letters `\n` after a `\xff` become a line break. The same text in UTF-8 is read as it is.
+    Names come in lower case, as the ASGI specification has them and not every server.
     """
     return [
-        (name, value if _is_read_as_it_is(value) else value.decode("latin-1").encode())
+        (name.lower(), value if _is_read_as_it_is(value) else value.decode("latin-1").encode())
         for name, value in headers
     ]
 
@@ -214,20 +215,20 @@ def _without_long_context(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[
     kept = list(headers)
     lengths: dict[bytes, int] = {}
     for name, value in kept:
-        lowered = name.lower()
-        if lowered in _W3C_HEADERS:
-            lengths[lowered] = lengths.get(lowered, 0) + len(value)
+        if name in _W3C_HEADERS:
+            lengths[name] = lengths.get(name, 0) + len(value)
     too_long = {name for name, length in lengths.items() if length > MAX_HEADER_LENGTH[name]}
     if not too_long:
         return kept
-    return [(name, value) for name, value in kept if name.lower() not in too_long]
+    return [(name, value) for name, value in kept if name not in too_long]
 
 
 def _without_context(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     dropped = _W3C_HEADERS | {
         field.lower().encode() for field in propagate.get_global_textmap().fields
     }
-    return [(name, value) for name, value in headers if name.lower() not in dropped]
+    lowered = [(name.lower(), value) for name, value in headers]
+    return [(name, value) for name, value in lowered if name not in dropped]
 
 
 def _remote_context(headers: Iterable[tuple[bytes, bytes]]) -> SpanContext | None:

@@ -8,12 +8,14 @@ from opentelemetry.instrumentation._semconv import _StabilityMode
 from opentelemetry.instrumentation.asgi import ASGIGetter
 
 from spanloom.telemetry import contrib_http
+from spanloom.telemetry.trust import TRUSTED_KEY, _decodable
 from tests.telemetry.live import Script
 
 HEADERS = [
     (b"host", b"a"),
     (b"x-many", b"1"),
     (b"x-many", b"2"),
+    (b"X-Many", b"3"),
     (b"empty", b""),
     (b"chinese", "中文".encode()),
     (b"latin", b"caf\xe9"),
@@ -33,6 +35,10 @@ def test_headers_are_found_as_contrib_finds_them(name: str) -> None:
         assert contrib_http._header_of(getter, carrier, name) == GETTER_AS_IT_CAME(
             getter, carrier, name
         )
+    admitted = {"headers": _decodable(HEADERS), TRUSTED_KEY: True}
+    assert contrib_http._header_of(getter, admitted, name) == GETTER_AS_IT_CAME(
+        getter, admitted, name
+    )
 
 
 HTTP_CLIENT = """
