@@ -1,8 +1,8 @@
 """What every span and log record passes before it leaves the process.
 
 Other instrumentations write exception texts as they come. So secrets are taken out, and lengths
-capped, once more here. Text that UTF-8 cannot carry is escaped: protobuf would refuse the whole
-batch for it.
+capped, once more here. What OTLP cannot carry becomes text, and text that UTF-8 cannot carry is
+escaped: protobuf would refuse the span or record for it.
 """
 
 import logging
@@ -17,6 +17,7 @@ from opentelemetry.trace import Link, Status
 
 from spanloom import semconv
 from spanloom.telemetry import drops
+from spanloom.telemetry.counted import counted_attributes, counted_items
 from spanloom.telemetry.log_lines import plain
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, STACK_LIMIT, redact
 
@@ -29,6 +30,10 @@ _LIMITS: Final = {
     semconv.EXCEPTION_MESSAGE: MESSAGE_LIMIT,
     semconv.EXCEPTION_STACKTRACE: STACK_LIMIT,
 }
+MAX_DEPTH: Final = 16
+"""Of attributes inside attributes: many who read protobuf give up at 100 messages inside each
+other, and each of these is three."""
+_INT64: Final = 1 << 63
 
 
 class CleaningSpanExporter(SpanExporter):
@@ -96,14 +101,12 @@ def clean_span(span: ReadableSpan) -> ReadableSpan:
 
 
 def _cleaned(span: ReadableSpan) -> ReadableSpan:
-    attributes = span.attributes or {}
     has_text = (
         bool(span.events)
         or span.status.description is not None
-        or semconv.URL_QUERY in attributes
-        or "?" in str(attributes.get(semconv.URL_FULL, ""))
+        or must_be_cleaned(span.attributes or {})
     )
-    if not has_text and _is_utf8(span.name) and _are_utf8(span.attributes):
+    if not has_text and _can_be_sent(span.name) and _can_be_sent(span.attributes):
         return span
     description = span.status.description
     return ReadableSpan(
@@ -111,12 +114,9 @@ def _cleaned(span: ReadableSpan) -> ReadableSpan:
         context=span.context,
         parent=span.parent,
         resource=span.resource,
-        attributes=_clean_attributes(span.attributes),
-        events=[
-            Event(event.name, _clean_attributes(event.attributes), event.timestamp)
-            for event in span.events
-        ],
-        links=span.links,
+        attributes=_clean_attributes(span.attributes, span.dropped_attributes),
+        events=counted_items([*map(_clean_event, span.events)], span.dropped_events),
+        links=span._links,  # noqa: SLF001 - the property hides how many were dropped
         kind=span.kind,
         status=span.status
         if description is None
@@ -127,49 +127,76 @@ def _cleaned(span: ReadableSpan) -> ReadableSpan:
     )
 
 
+def must_be_cleaned(attributes: Mapping[str, Any]) -> bool:
+    """Whether a span or record has attributes that may quote secrets."""
+    return (
+        semconv.EXCEPTION_MESSAGE in attributes
+        or semconv.EXCEPTION_STACKTRACE in attributes
+        or semconv.URL_QUERY in attributes
+        or "?" in str(attributes.get(semconv.URL_FULL, ""))
+    )
+
+
 def clean_log(record: ReadableLogRecord) -> ReadableLogRecord:
     """Redact and cap the exception texts of a record, which is changed."""
-    attributes = record.log_record.attributes
-    if not attributes or semconv.EXCEPTION_MESSAGE not in attributes:
-        return record
     # The processor has made a copy of the record for the exporter: it is ours to change.
-    record.log_record.attributes = _clean_attributes(attributes)
+    log = record.log_record
+    attributes = log.attributes
+    if attributes and (must_be_cleaned(attributes) or not _can_be_sent(attributes)):
+        log.attributes = _clean_attributes(attributes, record.dropped_attributes)
+    if not _can_be_sent(log.body):
+        log.body = plain(log.body)
+    if not _can_be_sent(log.severity_text):
+        log.severity_text = plain(log.severity_text)
+    if not _can_be_sent(log.event_name):
+        log.event_name = plain(log.event_name)
     return record
 
 
-def _clean_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+def _clean_event(event: Any) -> Event:
+    attributes = _clean_attributes(event.attributes, event.dropped_attributes)
+    return Event(plain(event.name), attributes, event.timestamp)
+
+
+def _clean_attributes(attributes: Mapping[str, Any] | None, dropped: int) -> Mapping[str, Any]:
     cleaned: dict[str, Any] = {}
-    for key, value in (attributes or {}).items():
+    for name, value in (attributes or {}).items():
+        key = name if _is_utf8(name) else plain(name)
         limit = _LIMITS.get(key)
         if limit is not None and isinstance(value, str):
             cleaned[key] = _clean_text(value, limit)
-        elif _is_utf8(value):
+        elif _can_be_sent(value, 1):
             cleaned[key] = value
         else:
             cleaned[key] = plain(value)
-    return cleaned
+    return counted_attributes(cleaned, dropped) if dropped else cleaned
 
 
 def _clean_text(text: str, limit: int) -> str:
     return redact(text, limit).encode("utf-8", "backslashreplace").decode()
 
 
-def _are_utf8(attributes: Mapping[str, Any] | None) -> bool:
-    return attributes is None or all(_is_utf8(value) for value in attributes.values())
-
-
-def _is_utf8(value: Any) -> bool:
-    """Whether a value holds no text that cannot be encoded; ASCII, the usual case, is quick."""
+def _can_be_sent(value: Any, depth: int = 0) -> bool:
+    """Whether OTLP can carry a value."""
     if isinstance(value, str):
-        if value.isascii():
-            return True
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
+        return _is_utf8(value)
+    if value is None or isinstance(value, bool | float | bytes):
         return True
-    if isinstance(value, Mapping):
-        return all(_is_utf8(item) for item in value.values())
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return all(_is_utf8(item) for item in value)
+    if isinstance(value, int):
+        return -_INT64 <= value < _INT64
+    if depth < MAX_DEPTH and isinstance(value, Mapping):
+        return all(
+            _is_utf8(str(key)) and _can_be_sent(one, depth + 1) for key, one in value.items()
+        )
+    is_list = depth < MAX_DEPTH and isinstance(value, Sequence)
+    return is_list and all(_can_be_sent(one, depth + 1) for one in value)
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():  # the usual case, and quick
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
     return True

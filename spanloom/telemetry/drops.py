@@ -29,7 +29,8 @@ DISK_FULL: Final = "disk_full"
 """The spool could not be written, and the queue in memory was full."""
 DAMAGED: Final = "damaged"
 """What a spool holds could not be read."""
-
+INVALID: Final = "invalid"
+"""OTLP cannot carry it: a time that is no integer, a name that is no text."""
 REAPED: Final = "reaped"
 """The process was suspended for so long that its reaper ends what was open, or has."""
 
@@ -39,7 +40,9 @@ _dropped: Final = Counter(
     "Spans and log records lost on the way to the backend.",
     ["signal", "reason"],
 )
-_REASONS: Final = (QUEUE_FULL, EXPORT_FAILED, REJECTED, SPOOL_FULL, DISK_FULL, DAMAGED, REAPED)
+_REASONS: Final = (
+    *(QUEUE_FULL, EXPORT_FAILED, REJECTED, SPOOL_FULL, DISK_FULL, DAMAGED, INVALID, REAPED),
+)
 _lock = threading.Lock()
 _unsaid: dict[str, int] = {}
 _last_said = float("-inf")

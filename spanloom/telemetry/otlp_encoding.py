@@ -10,11 +10,11 @@ https://protobuf.dev/programming-guides/encoding/, messages: opentelemetry-proto
 `trace/v1/trace.proto` and `logs/v1/logs.proto`.
 """
 
-import logging
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
@@ -24,15 +24,14 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
-from spanloom import semconv
-from spanloom.telemetry.cleaning import clean_log, clean_span
+from spanloom.telemetry.cleaning import MAX_DEPTH, clean_log, clean_span, must_be_cleaned
 from spanloom.telemetry.hashed_resource import HashedResource
-
-_logger: Final = logging.getLogger(__name__)
 
 _NOTHING: Final = HashedResource(Resource.get_empty())
 _MAX_ORIGINS: Final = 256
 _MAX_KEYS: Final = 4_096
+_MAX_KEY: Final = 256
+"""Length of a key that is remembered: somebody else may have chosen it."""
 _SMALL: Final = 1 << 11
 _WORD: Final = 1 << 64
 _INT64: Final = 1 << 63
@@ -223,9 +222,11 @@ def _span(span: Any) -> bytes | None:
         or span._links  # noqa: SLF001
         or span.dropped_events
         or span.dropped_links
-        or semconv.URL_QUERY in values
-        or "?" in values.get(semconv.URL_FULL, "")
+        or must_be_cleaned(values)
     ):
+        return None
+    start, end = span.start_time, span.end_time
+    if not (start and end):
         return None
     context, parent = span.context, span.parent
     trace_id = context.trace_id
@@ -243,7 +244,7 @@ def _span(span: Any) -> bytes | None:
     name = span.name.encode()
     if name:
         parts.append(b"\x2a" + _varint(len(name)) + name)
-    times = b"\x39" + _fixed64(span.start_time) + b"\x41" + _fixed64(span.end_time)
+    times = b"\x39" + _fixed64(start) + b"\x41" + _fixed64(end)
     parts.append(_KIND[span.kind] + times)
     if values:
         _attributes(parts, b"\x4a", values)
@@ -258,7 +259,9 @@ def _record(record: Any) -> bytes | None:
     """Encode an OTLP LogRecord; None where it must be cleaned."""
     log = record.log_record
     values: Mapping[str, Any] = log.attributes or {}
-    if semconv.EXCEPTION_MESSAGE in values:
+    if type(values) is BoundedAttributes:
+        values = values._dict  # noqa: SLF001 - its own methods are Python, and lock
+    if must_be_cleaned(values):
         return None
     parts = []
     if log.timestamp:
@@ -288,12 +291,12 @@ _keys: dict[str, bytes] = {}
 def _key(key: str) -> bytes:
     """Encode KeyValue.key, and the tag of KeyValue.value; a program has few keys."""
     known = _field(b"\x0a", key.encode()) + b"\x12"
-    if len(_keys) < _MAX_KEYS:
+    if len(_keys) < _MAX_KEYS and len(key) <= _MAX_KEY:
         _keys[key] = known
     return known
 
 
-def _attributes(parts: list[bytes], tag: bytes, values: Mapping[str, Any]) -> None:
+def _attributes(parts: list[bytes], tag: bytes, values: Mapping[str, Any], depth: int = 1) -> None:
     """Append a repeated KeyValue."""
     known, varints = _keys.get, _VARINTS
     for key, value in values.items():
@@ -309,12 +312,12 @@ def _attributes(parts: list[bytes], tag: bytes, values: Mapping[str, Any]) -> No
                 continue
             encoded = b"\x0a" + _varint(size) + text
         else:
-            encoded = _value(value)
+            encoded = _value(value, depth)
         pair = head + _varint(len(encoded)) + encoded
         parts.append(tag + _varint(len(pair)) + pair)
 
 
-def _value(value: Any) -> bytes:
+def _value(value: Any, depth: int = 0) -> bytes:
     """Encode an AnyValue. ValueError, TypeError: it is none."""
     match value:
         case bool():
@@ -329,15 +332,16 @@ def _value(value: Any) -> bytes:
             encoded = b""
         case bytes():
             encoded = _field(b"\x3a", value)
-        case Mapping():
+        case Mapping() if depth < MAX_DEPTH:
             parts: list[bytes] = []
-            _attributes(parts, b"\x0a", {str(key): one for key, one in value.items()})
+            texts = {str(key): one for key, one in value.items()}
+            _attributes(parts, b"\x0a", texts, depth + 1)
             encoded = _field(b"\x32", b"".join(parts))
-        case Sequence():
-            parts = [_field(b"\x0a", _value(one)) for one in value]
+        case Sequence() if depth < MAX_DEPTH:
+            parts = [_field(b"\x0a", _value(one, depth + 1)) for one in value]
             encoded = _field(b"\x2a", b"".join(parts))
         case _:
-            raise ValueError(f"a {type(value).__qualname__} as large or odd as this is no value")
+            raise ValueError(f"{type(value).__qualname__}: as large, deep or odd, this is no value")
     return encoded
 
 

@@ -16,6 +16,7 @@ from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
+from spanloom import semconv
 from spanloom.telemetry import drops, otlp_encoding
 from spanloom.telemetry.drops import CountingLogProcessor, CountingSpanProcessor
 from spanloom.telemetry.otlp_encoding import Encoded
@@ -30,6 +31,10 @@ BATCH_BYTES: Final = 2 * 1024 * 1024
 _REQUESTS: Final[dict[Signal, Any]] = {
     "traces": ExportTraceServiceRequest,
     "logs": ExportLogsServiceRequest,
+}
+_ENCODERS: Final[dict[Signal, Callable[[Any], Encoded]]] = {
+    "traces": otlp_encoding.encode_span,
+    "logs": otlp_encoding.encode_log,
 }
 _DECODERS: Final[dict[Signal, Callable[..., Any]]] = {"traces": decode_span, "logs": decode_log}
 _HTTP: Final = "opentelemetry.exporter.otlp.proto.http."
@@ -50,11 +55,16 @@ class EncodedExporter:
 
     def _how(self) -> Callable[[Sequence[Encoded]], bool]:
         exporter = self.exporter
-        # Of the method, not of the class: what a subclass does of its own is not passed by.
-        module = getattr(type(exporter).export, "__module__", "")
-        if module.startswith(_HTTP) and hasattr(getattr(exporter, "_client", None), "export"):
+        client = getattr(exporter, "_client", None)
+        # Of the methods, not of the class: what a subclass does of its own is not passed by.
+        if (
+            _is_from(_HTTP, exporter, "export")
+            and hasattr(client, "export")
+            and hasattr(exporter, "_metrics")
+            and hasattr(exporter, "_shutdown")
+        ):
             return self._send_bytes
-        if module.startswith(_GRPC) and hasattr(exporter, "_translate_data"):
+        if _is_from(_GRPC, exporter, "export") and _is_from(_GRPC, exporter, "_translate_data"):
             message = _REQUESTS[self._signal]
             exporter._translate_data = lambda items: message.FromString(  # noqa: SLF001
                 otlp_encoding.request(items)
@@ -73,6 +83,8 @@ class EncodedExporter:
         with exporter._metrics.export_operation(len(items)) as operation:  # noqa: SLF001
             sent = exporter._client.export(otlp_encoding.request(items))  # noqa: SLF001
             operation.error = sent.error
+            if not sent.success and sent.status_code is not None:
+                operation.error_attrs = {semconv.HTTP_RESPONSE_STATUS_CODE: sent.status_code}
         return bool(sent.success)
 
     def _send_items(self, items: Sequence[Any]) -> bool:
@@ -87,6 +99,11 @@ class EncodedExporter:
         self.exporter.shutdown()
 
 
+def _is_from(package: str, exporter: Any, method: str) -> bool:
+    module = getattr(getattr(type(exporter), method, None), "__module__", None)
+    return isinstance(module, str) and module.startswith(package)
+
+
 class _BatchExporter:
     """What the SDK's batch processors call: sends a batch, in pieces of at most 2 MiB."""
 
@@ -96,18 +113,34 @@ class _BatchExporter:
         self._claims = claims
 
     def export(self, items: Sequence[Any]) -> None:
-        """Send one batch; its end is counted when it is lost."""
-        encoded = [item if type(item) is Encoded else self._encode(item) for item in items]
+        """Send one batch; what is lost is counted.
+
+        Raises:
+            Exception: of the exporter, for the SDK, which logs it, but not again and again.
+        """
+        encoded = [*self._encoded(items)]
+        drops.record_drop(self._signal, drops.INVALID, len(items) - len(encoded))
         if self._claims is not None:
             encoded = self._claims.settle(encoded)
+        failure: Exception | None = None
         for piece in _pieces(encoded):
-            if not self._sender.export(piece):
+            is_sent = False
+            try:
+                is_sent = self._sender.export(piece)
+            except Exception as exc:  # noqa: BLE001 - the next piece may get through
+                failure = exc
+            if not is_sent:
                 drops.record_drop(self._signal, drops.EXPORT_FAILED, len(piece))
+        if failure is not None:
+            raise failure
 
-    def _encode(self, item: Any) -> Encoded:
-        if self._signal == "traces":
-            return otlp_encoding.encode_span(item)
-        return otlp_encoding.encode_log(item)
+    def _encoded(self, items: Sequence[Any]) -> Iterator[Encoded]:
+        encode: Callable[[Any], Encoded] = _ENCODERS[self._signal]
+        for item in items:
+            try:
+                yield item if type(item) is Encoded else encode(item)
+            except Exception:  # one that is odd must not cost the batch
+                _logger.debug("one of the %s cannot be encoded", self._signal, exc_info=True)
 
     def shutdown(self) -> None:
         """Close the exporter inside."""

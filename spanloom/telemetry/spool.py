@@ -246,7 +246,13 @@ class SpoolSpanProcessor(SpanProcessor):
         if span.context is None or not span.context.trace_flags.sampled:
             return
         try:
-            self._spool.senders["traces"].put(kind_of("traces"), encode_span(span))
+            item = encode_span(span)
+        except Exception:
+            _logger.debug("a span cannot be encoded", exc_info=True)
+            drops.record_drop("traces", drops.INVALID)
+            return
+        try:
+            self._spool.senders["traces"].put(kind_of("traces"), item)
         except Exception:  # telemetry never breaks the application
             _logger.debug("a span was not kept", exc_info=True)
 
@@ -270,6 +276,11 @@ class SpoolLogProcessor(LogRecordProcessor):
         """Write one record; when this returns it survives the process."""
         try:
             item = encode_log_quickly(log_record) or encode_log(readable(log_record))
+        except Exception:
+            _logger.debug("a log record cannot be encoded", exc_info=True)
+            drops.record_drop("logs", drops.INVALID)
+            return
+        try:
             self._spool.senders["logs"].put(kind_of("logs"), item)
         except Exception:  # telemetry never breaks the application
             _logger.debug("a log record was not kept", exc_info=True)

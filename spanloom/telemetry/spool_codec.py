@@ -16,7 +16,6 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
@@ -28,6 +27,7 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
+from spanloom.telemetry.counted import counted_attributes, counted_items
 from spanloom.telemetry.otlp_encoding import Origin, without_spans
 from spanloom.telemetry.tracecontext import StrictTraceState
 
@@ -81,7 +81,7 @@ def decode_span(body: bytes, origin: Origin) -> ReadableSpan:
         resource=origin.resource,
         instrumentation_scope=origin.scope,
         attributes=_bounded(span.attributes, span.dropped_attributes_count),
-        events=_counted(
+        events=counted_items(
             [
                 Event(
                     one.name,
@@ -92,7 +92,7 @@ def decode_span(body: bytes, origin: Origin) -> ReadableSpan:
             ],
             span.dropped_events_count,
         ),
-        links=_counted([_link(one) for one in span.links], span.dropped_links_count),
+        links=counted_items([_link(one) for one in span.links], span.dropped_links_count),
         kind=SpanKind(max(0, span.kind - 1)),
         status=Status(code, span.status.message or None if code is StatusCode.ERROR else None),
         start_time=span.start_time_unix_nano,
@@ -127,14 +127,6 @@ def decode_log(body: bytes, origin: Origin) -> ReadableLogRecord:
     )
 
 
-def _counted(items: list[Any], dropped: int) -> BoundedList[Any]:
-    """Events or links together with how many more there were."""
-    counted: BoundedList[Any] = BoundedList(None)
-    counted.extend(items)
-    counted.dropped = dropped
-    return counted
-
-
 def _link(link: trace_pb2.Span.Link) -> Link:
     return Link(
         SpanContext(
@@ -147,9 +139,7 @@ def _link(link: trace_pb2.Span.Link) -> Link:
 
 
 def _bounded(items: Any, dropped: int) -> BoundedAttributes:
-    attributes = BoundedAttributes(attributes=_attributes(items), immutable=True)
-    attributes.dropped = dropped
-    return attributes
+    return counted_attributes(_attributes(items), dropped)
 
 
 def _attributes(items: Any) -> Mapping[str, Any]:

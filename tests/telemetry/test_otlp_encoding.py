@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from typing import Any
 
 import pytest
@@ -11,7 +10,9 @@ from hypothesis import strategies as st
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as OtlpLogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
@@ -158,11 +159,16 @@ def with_a_name_that_is_half_a_character(span: Any) -> None:
     span.update_name("\ud83d")
 
 
+def with_an_event_that_is_half_a_character(span: Any) -> None:
+    span.add_event("\ud83d", {"\ud83d": "\ud83d"})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         *(with_event, with_link, with_description, with_query, with_url),
         *(with_half_a_character, with_a_name_that_is_half_a_character),
+        with_an_event_that_is_half_a_character,
     ],
 )
 def test_what_is_rare_or_must_be_cleaned_is_left_to_the_sdk(change: Any) -> None:
@@ -180,17 +186,77 @@ def test_what_is_rare_or_must_be_cleaned_is_left_to_the_sdk(change: Any) -> None
     assert (len(sent.events), len(sent.links)) == (len(readable.events), len(readable.links))
 
 
-def test_a_value_that_otlp_cannot_carry_costs_itself_alone(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """As with the SDK's encoder, which leaves it out and says so."""
-    caplog.set_level(logging.CRITICAL)
-    span = ended(attributes={"kept": "文", "huge": BIG + 1, "also": 1})
+def nested(levels: int) -> Any:
+    value: Any = "文"
+    for _ in range(levels):
+        value = [{"in": value}]
+    return value
+
+
+@pytest.mark.parametrize("odd", [BIG + 1, -BIG - 2, nested(40), {"\ud83d": 1}, ["\ud83d"]])
+def test_a_value_that_otlp_cannot_carry_becomes_text(odd: Any) -> None:
+    """The SDK leaves out what is too large; what is too deep costs the batch at the receiver."""
+    span = ended(attributes={"kept": "文", "odd": odd, "also": 1})
 
     assert otlp_encoding.encode_span_quickly(span) is None
     sent = OtlpSpan.FromString(otlp_encoding.encode_span(span).body)
 
-    assert [pair.key for pair in sent.attributes] == ["kept", "also"]
+    assert [pair.key for pair in sent.attributes] == ["kept", "odd", "also"]
+    if isinstance(odd, int):
+        assert sent.attributes[1].value.string_value == str(odd)
+
+
+def test_as_deep_as_receivers_read_is_the_same_bytes() -> None:
+    span = ended(attributes={"deep": nested(7)})
+
+    found = otlp_encoding.encode_span_quickly(span)
+
+    assert found is not None
+    assert found.body == by_the_sdk(span)
+    TracesData.FromString(otlp_encoding.request([found]))
+
+
+@pytest.mark.parametrize("lasts", [(0, 1), (0, 0), (1, None), (None, None)])
+def test_times_that_are_left_out(lasts: tuple[int | None, int | None]) -> None:
+    span = ended()
+    span._start_time, span._end_time = lasts
+
+    assert otlp_encoding.encode_span(span).body == by_the_sdk(span)
+
+
+def test_what_was_dropped_is_counted_when_the_rest_is_redacted() -> None:
+    limits = SpanLimits(max_events=1, max_links=1, max_span_attributes=1, max_event_attributes=1)
+    provider = TracerProvider(shutdown_on_exit=False, span_limits=limits)
+    span: Any = provider.get_tracer("t").start_span("s", attributes={"a": 1, "b": 2})
+    for number in range(3):
+        span.add_event("e", {"exception.message": "password=hunter2", "n": number})
+        span.add_event("e", {"n": number, "exception.message": "password=hunter2"})
+        span.add_link(SpanContext(1, 2, is_remote=True))
+    span.end()
+
+    sent = OtlpSpan.FromString(otlp_encoding.encode_span(span._readable_span()).body)
+
+    assert b"hunter2" not in sent.SerializeToString()
+    assert (sent.dropped_attributes_count, sent.dropped_events_count) == (1, 5)
+    assert (sent.dropped_links_count, sent.events[0].dropped_attributes_count) == (2, 1)
+
+
+@pytest.mark.parametrize("key", ["exception.message", "exception.stacktrace"])
+def test_a_secret_on_the_span_itself_is_redacted(key: str) -> None:
+    span = ended(attributes={key: "key sk-proj-abcdefghijklmnop"})
+
+    assert otlp_encoding.encode_span_quickly(span) is None
+    assert b"sk-proj" not in otlp_encoding.encode_span(span).body
+
+
+def test_a_key_that_somebody_chose_long_is_not_remembered() -> None:
+    span = ended(attributes={"k" * 257: "v"})
+
+    found = otlp_encoding.encode_span_quickly(span)
+
+    assert found is not None
+    assert found.body == by_the_sdk(span)
+    assert "k" * 257 not in otlp_encoding._keys
 
 
 def record(body: Any, attributes: Any, context: SpanContext | None = None) -> ReadableLogRecord:
@@ -229,11 +295,32 @@ def test_a_log_record_is_the_same_bytes(
         assert found == Encoded(log_by_the_sdk(readable), (RESOURCE, SCOPE), 0)
 
 
-def test_an_exception_s_text_is_redacted() -> None:
-    readable = record("失败", {"exception.message": "key sk-proj-abcdefghijklmnop"})
+@pytest.mark.parametrize("key", ["exception.message", "exception.stacktrace"])
+def test_an_exception_s_text_is_redacted(key: str) -> None:
+    readable = record("失败", {key: "key sk-proj-abcdefghijklmnop"})
 
     assert otlp_encoding.encode_log_quickly(readable) is None
     assert b"sk-proj" not in otlp_encoding.encode_log(readable).body
+
+
+@pytest.mark.parametrize(
+    "body", ["\ud83d", BIG + 1, {1, 2}, ValueError("坏"), ["文", object()], nested(40)]
+)
+def test_a_body_that_otlp_cannot_carry_becomes_text(body: Any) -> None:
+    """The SDK's encoder refuses the whole batch for it."""
+    sent = OtlpLogRecord.FromString(otlp_encoding.encode_log(record(body, {"k": "v"})).body)
+
+    assert sent.body.WhichOneof("value") in {"string_value", "array_value"}
+    assert [pair.key for pair in sent.attributes] == ["k"]
+
+
+def test_names_of_records_that_are_half_a_character_are_escaped() -> None:
+    readable = record("b", {})
+    readable.log_record.event_name = readable.log_record.severity_text = "\ud83d"
+
+    sent = OtlpLogRecord.FromString(otlp_encoding.encode_log(readable).body)
+
+    assert sent.event_name == sent.severity_text == "\\ud83d"
 
 
 def test_a_request_is_the_same_bytes_with_many_resources_and_scopes() -> None:

@@ -1,6 +1,7 @@
 """From the end of a span to a real receiver, by HTTP, gRPC or somebody's own exporter."""
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,17 @@ from typing import Any
 import grpc
 import pytest
 from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+    OTLPSpanExporter as GrpcSpanExporter,
+)
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
@@ -48,6 +54,7 @@ class GrpcReceiver(
         self.spans: list[Any] = []
         self.logs: list[Any] = []
         self.resources: list[dict[str, Any]] = []
+        self.schemas: list[str] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         Logs(self).add_to(self._server)
@@ -57,6 +64,7 @@ class GrpcReceiver(
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         for resource in request.resource_spans:
             self.resources.append(attributes(resource.resource))
+            self.schemas.append(resource.schema_url)
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -93,8 +101,8 @@ def receiver() -> Iterator[Receiver]:
     made.close()
 
 
-def failed(signal: str) -> float:
-    labels = {"signal": signal, "reason": "export_failed"}
+def failed(signal: str, reason: str = "export_failed") -> float:
+    labels = {"signal": signal, "reason": reason}
     return REGISTRY.get_sample_value("spanloom_telemetry_dropped_total", labels) or 0.0
 
 
@@ -212,6 +220,109 @@ def test_what_nobody_took_is_counted() -> None:
     provider.force_flush()
 
     assert failed("traces") == before + 3
+    provider.shutdown()
+
+
+def test_one_that_cannot_be_encoded_costs_itself_alone(receiver: Receiver) -> None:
+    """Seconds given as a start are an easy mistake: they must not cost 511 other spans."""
+    provider, loggers = TracerProvider(shutdown_on_exit=False), LoggerProvider()
+    provider.add_span_processor(
+        EncodingSpanProcessor(OTLPSpanExporter(f"{receiver.url}/v1/traces"))
+    )
+    loggers.add_log_record_processor(
+        EncodingLogProcessor(OTLPLogExporter(f"{receiver.url}/v1/logs"))
+    )
+    tracer, logger = provider.get_tracer("t"), loggers.get_logger("l")
+    before = failed("traces", "invalid"), failed("logs", "invalid")
+    wrong: Any = time.time()
+    for number, moment in enumerate([None, wrong, None]):
+        tracer.start_span(f"{number}", start_time=moment).end()
+        logger.emit(LogRecord(timestamp=moment, body=f"{number}"))
+    assert provider.force_flush()
+    assert loggers.force_flush()
+
+    assert [span.name for span in receiver.spans] == ["0", "2"]
+    assert [record.body.string_value for record in receiver.logs] == ["0", "2"]
+    assert (failed("traces", "invalid"), failed("logs", "invalid")) == (
+        before[0] + 1,
+        before[1] + 1,
+    )
+    provider.shutdown()
+    loggers.shutdown()
+
+
+class Breaks(InMemorySpanExporter):
+    """Raises at its first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_broken = True
+
+    def export(self, spans: Any) -> SpanExportResult:
+        """Take all but the first batch."""
+        if self.is_broken:
+            self.is_broken = False
+            raise OSError("broken")
+        return super().export(spans)
+
+
+def test_an_exporter_that_raises_loses_one_piece_which_is_counted() -> None:
+    exporter = Breaks()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(EncodingSpanProcessor(exporter, schedule_delay_millis=3_600_000))
+    before = failed("traces")
+    for name in ("first", "second"):
+        attributes = {"content": "x" * otlp_export.BATCH_BYTES}
+        provider.get_tracer("t").start_span(name, attributes=attributes).end()
+    provider.force_flush()
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["second"]
+    assert failed("traces") == before + 1
+    provider.shutdown()
+
+
+class Translates(GrpcSpanExporter):
+    """Does something of its own between spans and request."""
+
+    def _translate_data(self, data: Any) -> Any:
+        request = super()._translate_data(data)
+        for resource_spans in request.resource_spans:
+            resource_spans.schema_url = "mine"
+        return request
+
+
+class Later(InMemorySpanExporter):
+    """As the SDK's own could become: nothing that we know of its inside is there any more."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        """Take the SDK's spans."""
+        return super().export(spans)
+
+    export.__module__ = OTLPSpanExporter.__module__
+
+
+def test_a_subclass_that_makes_its_own_requests_is_not_passed_by(
+    grpc_receiver: GrpcReceiver,
+) -> None:
+    exporter = Translates(grpc_receiver.url, insecure=True)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(EncodingSpanProcessor(exporter))
+    provider.get_tracer("t").start_span("节点").end()
+    assert provider.force_flush()
+
+    assert [span.name for span in grpc_receiver.spans] == ["节点"]
+    assert grpc_receiver.schemas == ["mine"]
+    provider.shutdown()
+
+
+def test_an_exporter_with_another_inside_gets_the_sdk_s_objects() -> None:
+    exporter = Later()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(EncodingSpanProcessor(exporter))
+    provider.get_tracer("t").start_span("节点").end()
+    assert provider.force_flush()
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["节点"]
     provider.shutdown()
 
 
