@@ -19,6 +19,7 @@ from spanloom import semconv
 from spanloom.telemetry import drops
 from spanloom.telemetry.counted import counted_attributes, counted_items
 from spanloom.telemetry.log_lines import plain
+from spanloom.telemetry.otlp_wire import MAX_DEPTH
 from spanloom.telemetry.redaction import MESSAGE_LIMIT, STACK_LIMIT, redact
 
 _logger: Final = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ _LIMITS: Final = {
     semconv.EXCEPTION_MESSAGE: MESSAGE_LIMIT,
     semconv.EXCEPTION_STACKTRACE: STACK_LIMIT,
 }
-MAX_DEPTH: Final = 16
-"""Of attributes inside attributes: many who read protobuf give up at 100 messages inside each
-other, and each of these is three."""
 _INT64: Final = 1 << 63
 
 

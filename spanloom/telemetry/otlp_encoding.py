@@ -11,7 +11,7 @@ https://protobuf.dev/programming-guides/encoding/, messages: opentelemetry-proto
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.attributes import BoundedAttributes
@@ -24,26 +24,24 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
-from spanloom.telemetry.cleaning import MAX_DEPTH, clean_log, clean_span, must_be_cleaned
+from spanloom.telemetry.cleaning import clean_log, clean_span, must_be_cleaned
 from spanloom.telemetry.hashed_resource import HashedResource
+from spanloom.telemetry.otlp_wire import (
+    append_attributes,
+    encode_value,
+    field,
+    fixed64,
+    text_field,
+    varint,
+)
 
 _NOTHING: Final = HashedResource(Resource.get_empty())
 _MAX_ORIGINS: Final = 256
-_MAX_KEYS: Final = 4_096
-_MAX_KEY: Final = 256
-"""Length of a key that is remembered: somebody else may have chosen it."""
-_SMALL: Final = 1 << 11
 _WORD: Final = 1 << 64
-_INT64: Final = 1 << 63
-_IS_SHORT: Final = 120
-"""Bytes of a text whose message still has a length of one byte."""
-_fixed64 = struct.Struct("<Q").pack
-_double = struct.Struct("<d").pack
 _ids = struct.Struct(">2sQQ2sQ").pack
 _HALF: Final = 64
 
-# Tags: field number and wire type. Those of Span, LogRecord, KeyValue and AnyValue begin with
-# small numbers, so each is one byte, but for Span.flags.
+# Tags, field number and wire type: one byte each, but for Span.flags.
 _KIND: Final = {
     SpanKind.INTERNAL: b"\x30\x01",
     SpanKind.SERVER: b"\x30\x02",
@@ -149,13 +147,13 @@ def request(items: Iterable[Encoded]) -> bytes:
     for body, origin, _ in items:
         _, resource, scope = _envelope(origin)
         inside = resources.setdefault(resource, {}).setdefault(scope, [])
-        inside.append(_field(b"\x12", body))
+        inside.append(field(b"\x12", body))
     return b"".join(
-        _field(
+        field(
             b"\x0a",
             resource
             + b"".join(
-                _field(b"\x12", scope + b"".join(inside) + scope_end)
+                field(b"\x12", scope + b"".join(inside) + scope_end)
                 for (scope, scope_end), inside in scopes.items()
             )
             + resource_end,
@@ -200,12 +198,12 @@ def _envelope(origin: Origin) -> _Envelope:
         envelope = _envelopes[key] = _Envelope(
             origin,
             (
-                _field(b"\x0a", spans.resource.SerializeToString()),
-                _text_field(b"\x1a", spans.schema_url),
+                field(b"\x0a", spans.resource.SerializeToString()),
+                text_field(b"\x1a", spans.schema_url),
             ),
             (
-                _field(b"\x0a", scope.scope.SerializeToString()),
-                _text_field(b"\x1a", scope.schema_url),
+                field(b"\x0a", scope.scope.SerializeToString()),
+                text_field(b"\x1a", scope.schema_url),
             ),
         )
     return envelope
@@ -238,18 +236,18 @@ def _span(span: Any) -> bytes | None:
     ]
     if context.trace_state:
         state = ",".join([f"{key}={value}" for key, value in context.trace_state.items()])
-        parts.append(_field(b"\x1a", state.encode()))
+        parts.append(field(b"\x1a", state.encode()))
     if parent is not None:
         parts.append(b"\x22\x08" + parent.span_id.to_bytes(8, "big"))
     name = span.name.encode()
     if name:
-        parts.append(b"\x2a" + _varint(len(name)) + name)
-    times = b"\x39" + _fixed64(start) + b"\x41" + _fixed64(end)
+        parts.append(b"\x2a" + varint(len(name)) + name)
+    times = b"\x39" + fixed64(start) + b"\x41" + fixed64(end)
     parts.append(_KIND[span.kind] + times)
     if values:
-        _attributes(parts, b"\x4a", values)
+        append_attributes(parts, b"\x4a", values)
     if attributes is not None and attributes.dropped:
-        parts.append(b"\x50" + _varint(attributes.dropped))
+        parts.append(b"\x50" + varint(attributes.dropped))
     is_remote = parent is not None and parent.is_remote
     parts.append(_STATUS[span.status.status_code] + (_FLAGS_REMOTE if is_remote else _FLAGS_LOCAL))
     return b"".join(parts)
@@ -265,14 +263,14 @@ def _record(record: Any) -> bytes | None:
         return None
     parts = []
     if log.timestamp:
-        parts.append(b"\x09" + _fixed64(log.timestamp))
+        parts.append(b"\x09" + fixed64(log.timestamp))
     if log.severity_number is not None and log.severity_number.value:
-        parts.append(b"\x10" + _varint(log.severity_number.value))
-    parts.append(_text_field(b"\x1a", log.severity_text or ""))
-    parts.append(_field(b"\x2a", _value(log.body)))
-    _attributes(parts, b"\x32", values)
+        parts.append(b"\x10" + varint(log.severity_number.value))
+    parts.append(text_field(b"\x1a", log.severity_text or ""))
+    parts.append(field(b"\x2a", encode_value(log.body)))
+    append_attributes(parts, b"\x32", values)
     if record.dropped_attributes:
-        parts.append(b"\x38" + _varint(record.dropped_attributes))
+        parts.append(b"\x38" + varint(record.dropped_attributes))
     if log.trace_flags:
         parts.append(b"\x45" + int(log.trace_flags).to_bytes(4, "little"))
     if log.trace_id:
@@ -280,92 +278,6 @@ def _record(record: Any) -> bytes | None:
     if log.span_id:
         parts.append(b"\x52\x08" + log.span_id.to_bytes(8, "big"))
     if log.observed_timestamp:
-        parts.append(b"\x59" + _fixed64(log.observed_timestamp))
-    parts.append(_text_field(b"\x62", log.event_name or ""))
+        parts.append(b"\x59" + fixed64(log.observed_timestamp))
+    parts.append(text_field(b"\x62", log.event_name or ""))
     return b"".join(parts)
-
-
-_keys: dict[str, bytes] = {}
-
-
-def _key(key: str) -> bytes:
-    """Encode KeyValue.key, and the tag of KeyValue.value; a program has few keys."""
-    known = _field(b"\x0a", key.encode()) + b"\x12"
-    if len(_keys) < _MAX_KEYS and len(key) <= _MAX_KEY:
-        _keys[key] = known
-    return known
-
-
-def _attributes(parts: list[bytes], tag: bytes, values: Mapping[str, Any], depth: int = 1) -> None:
-    """Append a repeated KeyValue."""
-    known, varints = _keys.get, _VARINTS
-    for key, value in values.items():
-        head = known(key) or _key(key)
-        if value.__class__ is str:
-            text = value.encode()
-            size = len(text)
-            whole = len(head) + size + 3
-            if whole < _IS_SHORT:  # each length is one byte
-                parts.append(
-                    tag + varints[whole] + head + varints[size + 2] + b"\x0a" + varints[size] + text
-                )
-                continue
-            encoded = b"\x0a" + _varint(size) + text
-        else:
-            encoded = _value(value, depth)
-        pair = head + _varint(len(encoded)) + encoded
-        parts.append(tag + _varint(len(pair)) + pair)
-
-
-def _value(value: Any, depth: int = 0) -> bytes:
-    """Encode an AnyValue. ValueError, TypeError: it is none."""
-    match value:
-        case bool():
-            encoded = b"\x10\x01" if value else b"\x10\x00"
-        case str():
-            encoded = _field(b"\x0a", value.encode())
-        case int() if -_INT64 <= value < _INT64:
-            encoded = b"\x18" + _varint(value % _WORD)
-        case float():
-            encoded = b"\x21" + _double(value)
-        case None:
-            encoded = b""
-        case bytes():
-            encoded = _field(b"\x3a", value)
-        case Mapping() if depth < MAX_DEPTH:
-            parts: list[bytes] = []
-            texts = {str(key): one for key, one in value.items()}
-            _attributes(parts, b"\x0a", texts, depth + 1)
-            encoded = _field(b"\x32", b"".join(parts))
-        case Sequence() if depth < MAX_DEPTH:
-            parts = [_field(b"\x0a", _value(one, depth + 1)) for one in value]
-            encoded = _field(b"\x2a", b"".join(parts))
-        case _:
-            raise ValueError(f"{type(value).__qualname__}: as large, deep or odd, this is no value")
-    return encoded
-
-
-def _field(tag: bytes, content: bytes) -> bytes:
-    """Encode a field with a length, also when it is empty."""
-    return tag + _varint(len(content)) + content
-
-
-def _text_field(tag: bytes, text: str) -> bytes:
-    """Encode a text, which is left out when it is empty."""
-    return _field(tag, text.encode()) if text else b""
-
-
-def _long_varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-_VARINTS: Final = [_long_varint(number) for number in range(_SMALL)]
-
-
-def _varint(number: int) -> bytes:
-    return _VARINTS[number] if number < _SMALL else _long_varint(number)

@@ -29,7 +29,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from spanloom.telemetry import otlp_encoding
+from spanloom.telemetry import otlp_encoding, otlp_wire
 from spanloom.telemetry.otlp_encoding import Encoded
 
 RESOURCE = Resource({"service.name": "名", "n": 1}, "https://schema/1")
@@ -256,7 +256,7 @@ def test_a_key_that_somebody_chose_long_is_not_remembered() -> None:
 
     assert found is not None
     assert found.body == by_the_sdk(span)
-    assert "k" * 257 not in otlp_encoding._keys
+    assert "k" * 257 not in otlp_wire._keys
 
 
 def record(body: Any, attributes: Any, context: SpanContext | None = None) -> ReadableLogRecord:
@@ -356,13 +356,13 @@ def test_a_request_of_records_is_the_same_bytes() -> None:
 
 
 def test_more_keys_and_origins_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp_encoding, "_MAX_KEYS", 1)
+    monkeypatch.setattr(otlp_wire, "_MAX_KEYS", 1)
     monkeypatch.setattr(otlp_encoding, "_MAX_ORIGINS", 1)
-    otlp_encoding._keys.clear()
+    otlp_wire._keys.clear()
     otlp_encoding._envelopes.clear()
     spans = [ended(attributes={"a": 1, "b": 2}), ended(attributes={"c": 3})]
 
     items = [otlp_encoding.encode_span(span) for span in spans]
 
     assert otlp_encoding.request(items) == encode_spans(spans).SerializeToString()
-    assert len(otlp_encoding._keys) == len(otlp_encoding._envelopes) == 1
+    assert len(otlp_wire._keys) == len(otlp_encoding._envelopes) == 1
