@@ -223,6 +223,38 @@ ready()
     assert names(receiver) == {f"span {number}": 1 for number in range(10)}
 
 
+def test_what_cannot_be_encoded_is_counted_and_stops_nobody(
+    receiver: Receiver, processes: Processes
+) -> None:
+    """Seconds where the SDK wants nanoseconds, as an integer; and a body of no type OTLP has."""
+    mark = processes.start(
+        """
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord, get_logger as otel_logger
+from spanloom.telemetry.metrics import render
+tracer = trace.get_tracer("t")
+for moment in (None, time.time(), None):
+    tracer.start_span("s", start_time=moment).end()
+    otel_logger("l").emit(LogRecord(timestamp=moment, body={"object": object()}))
+wanted = [
+    b'spanloom_telemetry_dropped_total{reason="invalid",signal="%s"} 1.0' % signal
+    for signal in (b"traces", b"logs")
+]
+if all(line in render("")[0] for line in wanted):
+    ready()
+""",
+        receiver.url,
+    )
+
+    def objects() -> list[str]:
+        bodies = [record.body.kvlist_value for record in list(receiver.logs)]
+        return [pair.key for body in bodies for pair in body.values]
+
+    wait_for(lambda: mark.exists() and len(receiver.spans) >= 2 and len(objects()) >= 2, 60)
+    assert names(receiver) == {"s": 2}
+    assert objects() == ["object"] * 2
+
+
 def test_garbage_in_the_folder_stops_nobody(
     receiver: Receiver, processes: Processes, folder: Path
 ) -> None:
