@@ -1,9 +1,10 @@
 """From the end of a span to a real receiver, by HTTP, gRPC or somebody's own exporter."""
 
+import http.server
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,20 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
 from spanloom.telemetry import otlp_export
-from spanloom.telemetry.otlp_export import EncodingLogProcessor, EncodingSpanProcessor
+from spanloom.telemetry.otlp_encoding import encode_span
+from spanloom.telemetry.otlp_export import (
+    EncodedExporter,
+    EncodingLogProcessor,
+    EncodingSpanProcessor,
+)
 from tests.telemetry.live import Receiver, Script, attributes, wait_for
 
 SENDS = """
@@ -279,6 +287,55 @@ def test_an_exporter_that_raises_loses_one_piece_which_is_counted() -> None:
     assert [span.name for span in exporter.get_finished_spans()] == ["second"]
     assert failed("traces") == before + 1
     provider.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_the_sdk_s_own_metrics_are_as_without_us(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    span: Any = TracerProvider(shutdown_on_exit=False).get_tracer("t").start_span("s")
+    span.end()
+    readable = span._readable_span()
+
+    def measured(export: Callable[[OTLPSpanExporter], Any]) -> list[Any]:
+        reader = InMemoryMetricReader()
+        meters = MeterProvider([reader], shutdown_on_exit=False)
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        export(OTLPSpanExporter(url, meter_provider=meters))
+        data = reader.get_metrics_data()
+        assert data is not None
+        return [
+            (
+                metric.name,
+                getattr(point, "value", None),  # the duration differs
+                {**(point.attributes or {}), "otel.component.name": "counted for each exporter"},
+            )
+            for metric in data.resource_metrics[0].scope_metrics[0].metrics
+            for point in metric.data.data_points
+        ]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ours = measured(
+            lambda exporter: EncodedExporter("traces", exporter).export([encode_span(readable)])
+        )
+        theirs = measured(lambda exporter: exporter.export([readable]))
+        server.shutdown()
+
+    assert ours == theirs
+    assert any("otel.sdk.exporter.span.exported" in point for point in ours)
 
 
 class Translates(GrpcSpanExporter):
