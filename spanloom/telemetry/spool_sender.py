@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -29,8 +29,9 @@ MAX_WAIT_S: Final = 60.0
 """Longest time between two attempts to reach a backend, unless it asks for more."""
 _MAX_RETRY_AFTER_S: Final = 600.0
 _LIMIT_IN_MEMORY: Final = 2_048
-_REFUSALS: Final = frozenset({400, 413, 422})
+_INVALID: Final = 400
 _TOO_LARGE: Final = 413
+_REFUSALS: Final = frozenset({_INVALID, _TOO_LARGE, 422})
 
 
 class Answers:
@@ -57,16 +58,42 @@ class Answers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    @classmethod
-    def of(cls, exporter: Any) -> "Answers | None":
-        """Put one into an exporter; None if it has no such transport."""
-        client = getattr(exporter, "_client", None)
-        transport = getattr(client, "_transport", None)
-        if client is None or not hasattr(transport, "request"):
-            return None
-        answers = cls(transport)
-        client._transport = answers  # noqa: SLF001 - there is no other way to learn the status
+
+class GrpcAnswers:
+    """Does the same for OTLP/gRPC, by what the exporter tells its own metrics of an error."""
+
+    def __init__(self, metrics: Any) -> None:
+        self._metrics = metrics
+        self.status: int | None = None
+        self.retry_after_s = 0.0
+
+    @contextlib.contextmanager
+    def export_operation(self, count: int) -> Iterator[Any]:
+        """Measure one request, with its retries."""
+        with self._metrics.export_operation(count) as operation:
+            yield operation
+        self.status = None
+        with contextlib.suppress(Exception):  # an error of another kind
+            code, details = operation.error.code().name, operation.error.details() or ""
+            if code == "INVALID_ARGUMENT":
+                self.status = _INVALID
+            elif code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+                self.status = _TOO_LARGE
+
+
+def _listen(exporter: Any) -> Answers | GrpcAnswers | None:
+    """Note how the backend answers; None if the exporter has nothing to note it by."""
+    client = getattr(exporter, "_client", None)
+    transport = getattr(client, "_transport", None)
+    # There is no other way to learn the status.
+    if client is not None and hasattr(transport, "request"):
+        answers = client._transport = Answers(transport)  # noqa: SLF001
         return answers
+    metrics = getattr(exporter, "_metrics", None)
+    if metrics is not None and hasattr(exporter, "_translate_data"):
+        of_grpc = exporter._metrics = GrpcAnswers(metrics)  # noqa: SLF001
+        return of_grpc
+    return None
 
 
 def _seconds(retry_after: str) -> float:
@@ -97,7 +124,7 @@ class Sender:
         self._claims = claims
         self._unspooled: deque[Encoded] = deque(maxlen=_LIMIT_IN_MEMORY)
         self._exporter: EncodedExporter | None = None
-        self._answers: Answers | None = None
+        self._answers: Answers | GrpcAnswers | None = None
         self._failures = 0
         self._retry_at = 0.0
         self._limit = BATCH
@@ -219,7 +246,7 @@ class Sender:
         """Send one batch; whether it is done with, because it was taken or never will be."""
         if self._exporter is None:
             exporter = self._create_exporter()
-            self._answers = Answers.of(exporter)
+            self._answers = _listen(exporter)
             self._exporter = EncodedExporter(self._signal, exporter)
         answers = self._answers
         if answers is not None:

@@ -35,6 +35,7 @@ from spanloom.telemetry.otlp_export import (
     EncodingLogProcessor,
     EncodingSpanProcessor,
 )
+from spanloom.telemetry.spool import Spool
 from tests.telemetry.live import Receiver, Script, attributes, wait_for
 
 SENDS = """
@@ -381,6 +382,24 @@ def test_an_exporter_with_another_inside_gets_the_sdk_s_objects() -> None:
 
     assert [span.name for span in exporter.get_finished_spans()] == ["节点"]
     provider.shutdown()
+
+
+def test_a_span_too_large_for_grpc_does_not_hold_up_the_spool(
+    grpc_receiver: GrpcReceiver, tmp_path: Path
+) -> None:
+    """A receiver takes 4 MiB: a larger span, tried for ever, would keep all behind it waiting."""
+    spool = Spool(tmp_path / "spool", max_bytes=64 * 1024 * 1024)
+    spool.open("traces", lambda: GrpcSpanExporter(grpc_receiver.url, insecure=True), 0.05)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(spool.span_processor())
+    before = failed("traces", "rejected")
+    for name, size in (("before", 1), ("large", 5 * 1024 * 1024), ("after", 1)):
+        provider.get_tracer("t").start_span(name, attributes={"content": "x" * size}).end()
+    wait_for(lambda: len(grpc_receiver.spans) >= 2, 60)
+    provider.shutdown()
+
+    assert [span.name for span in grpc_receiver.spans] == ["before", "after"]
+    assert failed("traces", "rejected") == before + 1
 
 
 def test_what_ends_after_shutdown_is_not_sent_and_not_raised(receiver: Receiver) -> None:
