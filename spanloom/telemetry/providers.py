@@ -6,7 +6,7 @@ few it reads while it is imported: OTEL_PROPAGATORS and the OTEL_SPAN_*_COUNT_LI
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -182,21 +182,19 @@ def _tracer_provider(
     is_spooled, settings = _spooled("traces", settings, spool, settings.span_batch_delay_ms)
     if is_spooled and spool is not None:
         provider.add_span_processor(spool.span_processor())
-    for name in settings.exporters["traces"]:
-        one = dataclasses.replace(settings, exporters={**settings.exporters, "traces": (name,)})
-        for exporter in create_exporters("traces", one, report):
-            if is_otlp(name):
-                queue: Callable[..., SpanProcessor] = partial(
-                    EncodingSpanProcessor, exporter, claims=claims
-                )
-            else:  # what is printed or goes elsewhere is no business of the reaper's
-                queue = partial(CountingSpanProcessor, CleaningSpanExporter(exporter))
-            make = partial(
-                queue,
-                schedule_delay_millis=settings.span_batch_delay_ms,
-                meter_provider=meter_provider,
+    for exporter, name in _exporters("traces", settings, report):
+        if is_otlp(name):
+            queue: Callable[..., SpanProcessor] = partial(
+                EncodingSpanProcessor, exporter, claims=claims
             )
-            provider.add_span_processor(_usable(make, report, **_QUEUE))
+        else:  # what is printed or goes elsewhere is no business of the reaper's
+            queue = partial(CountingSpanProcessor, CleaningSpanExporter(exporter))
+        make = partial(
+            queue,
+            schedule_delay_millis=settings.span_batch_delay_ms,
+            meter_provider=meter_provider,
+        )
+        provider.add_span_processor(_usable(make, report, **_QUEUE))
     return provider
 
 
@@ -219,18 +217,26 @@ def _logger_provider(
     is_spooled, settings = _spooled("logs", settings, spool, settings.log_batch_delay_ms)
     if is_spooled and spool is not None:
         provider.add_log_record_processor(spool.log_processor())
-    for name in settings.exporters["logs"]:
-        one = dataclasses.replace(settings, exporters={**settings.exporters, "logs": (name,)})
-        for exporter in create_exporters("logs", one, report):
-            queue: Callable[..., LogRecordProcessor] = (
-                partial(EncodingLogProcessor, exporter)
-                if is_otlp(name)
-                else partial(CountingLogProcessor, CleaningLogExporter(exporter))
-            )
-            make = partial(
-                queue,
-                schedule_delay_millis=settings.log_batch_delay_ms,
-                meter_provider=meter_provider,
-            )
-            provider.add_log_record_processor(_usable(make, report, **_QUEUE))
+    for exporter, name in _exporters("logs", settings, report):
+        queue: Callable[..., LogRecordProcessor] = (
+            partial(EncodingLogProcessor, exporter)
+            if is_otlp(name)
+            else partial(CountingLogProcessor, CleaningLogExporter(exporter))
+        )
+        make = partial(
+            queue,
+            schedule_delay_millis=settings.log_batch_delay_ms,
+            meter_provider=meter_provider,
+        )
+        provider.add_log_record_processor(_usable(make, report, **_QUEUE))
     return provider
+
+
+def _exporters(
+    signal: Signal, settings: TelemetrySettings, report: Report
+) -> Iterator[tuple[Any, str]]:
+    """Make the exporters of a signal, each with the name it was asked for by."""
+    for name in settings.exporters[signal]:
+        one = dataclasses.replace(settings, exporters={**settings.exporters, signal: (name,)})
+        for exporter in create_exporters(signal, one, report):
+            yield exporter, name

@@ -161,10 +161,10 @@ class Spool:
         journal = self._journals.get("traces")
         if journal is None or span.context is None:
             return
-        item = encode_whole(clean_span(_frozen(span)))
         try:
+            item = encode_whole(clean_span(_frozen(span)))
             journal.opened(item, lambda: span.end_time is None)
-        except OSError as exc:
+        except Exception as exc:  # noqa: BLE001 - a full disk, or a span that cannot be encoded
             _logger.debug("an open span was not journaled: %s", exc)
 
     def is_alive(self, now: int) -> None:

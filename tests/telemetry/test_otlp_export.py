@@ -384,6 +384,24 @@ def test_an_exporter_with_another_inside_gets_the_sdk_s_objects() -> None:
     provider.shutdown()
 
 
+def test_an_open_span_that_cannot_be_encoded_stops_no_heartbeat(tmp_path: Path) -> None:
+    """It is noted in the same turn as all others, before the heartbeat is sent."""
+    exporter = InMemorySpanExporter()
+    spool = Spool(tmp_path / "spool", max_bytes=8 * 1024 * 1024)
+    spool.open("traces", lambda: exporter, 0.05)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(spool.span_processor())
+    wrong: Any = time.time()
+    for name, moment in (("wrong", wrong), ("right", None)):
+        span: Any = provider.get_tracer("t").start_span(name, start_time=moment)
+        spool.opened(span)
+        span.end()
+    provider.force_flush()
+    provider.shutdown()
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["right"]
+
+
 def test_a_span_too_large_for_grpc_does_not_hold_up_the_spool(
     grpc_receiver: GrpcReceiver, tmp_path: Path
 ) -> None:
