@@ -98,8 +98,6 @@ with step(f"open {first}"):
             pass
         if number % 100 == 0:
             log.warning(f"line {number}")
-    if len(sys.argv) > 3:
-        time.sleep(1.5)  # until what is open has been journaled
     print("written", flush=True)
     if len(sys.argv) > 3:
         time.sleep(600)
@@ -111,6 +109,7 @@ class Outage:
     """Runs of one service on one spool folder, while nothing listens at the backend's address."""
 
     def __init__(self, folder: Path, url: str) -> None:
+        self._folder = folder
         self._environment = child_environment(
             OTEL_EXPORTER_OTLP_ENDPOINT=url,
             OTEL_METRICS_EXPORTER="none",
@@ -120,7 +119,7 @@ class Outage:
         self.started: list[subprocess.Popen[str]] = []
 
     def run(self, run: int, *, stays: bool) -> subprocess.Popen[str]:
-        """One run that has written its spans when this returns."""
+        """One run that has written its spans when this returns, and what is open if it stays."""
         first = run * SPANS
         process = subprocess.Popen(
             [
@@ -134,6 +133,10 @@ class Outage:
         self.started.append(process)
         assert process.stdout is not None
         assert "written\n" in iter(process.stdout.readline, "")
+        if stays:
+            opened = f"open {first}".encode()
+            files = self._folder.glob
+            wait_for(lambda: any(opened in each.read_bytes() for each in files("*.traces.*")))
         return process
 
 
