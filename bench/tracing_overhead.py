@@ -203,7 +203,7 @@ def service_tables(seconds: float) -> list[report.Table]:
             seconds,
             throughput.PACED,
             "The whole service, with a slow model",
-            f"the offline model, which writes {throughput.TOKENS_PER_S} tokens a second",
+            f"the offline model, which writes {throughput.TOKENS_PER_S} tokens/s to 12 callers",
         ),
     ]
 

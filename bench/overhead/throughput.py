@@ -25,8 +25,8 @@ from overhead.service_stack import ServiceStack, otlp_sink
 ON, BY_HAND, OFF = "on", "by hand", "off"
 SATURATED, PACED = "at once", "paced"
 TOKENS_PER_S = 100
-_PARALLEL = {SATURATED: 4, PACED: 24}
-_BATCH = {SATURATED: 40, PACED: 72}
+_PARALLEL = {SATURATED: 4, PACED: 12}
+_BATCH = {SATURATED: 40, PACED: 48}
 _WARM_UP = 20
 _LEAST_ROUNDS = 4
 _COMPARED = 8
