@@ -19,13 +19,20 @@ from tests.telemetry.live import Receiver, Script, attributes, child_environment
 DEAD = "http://127.0.0.1:9"
 ERROR = 2
 START = """
-import os, sys, time
+import os, pathlib, sys, time
 from spanloom.telemetry import get_logger, setup, step, tool
 telemetry = setup("spooled")
 log = get_logger("script")
 def work(first, last):
     for number in range(first, last):
         with step(f"span {number}", number=number): pass
+def until_journaled(*names):
+    folder = pathlib.Path(os.environ["SPANLOOM_SPOOL_DIR"])
+    while not all(
+        any(name.encode() in path.read_bytes() for path in folder.glob("*.traces.*"))
+        for name in names
+    ):
+        time.sleep(0.05)
 def ready():
     open(sys.argv[1], "w").close()
     time.sleep(600)
@@ -128,7 +135,7 @@ with step("request", user="李"):
     log.warning("before the end 进程")
     with tool("weather") as call:
         call.span.set_attribute("city", "北京")
-        time.sleep(2)
+        until_journaled("request", "北京")
         work(700, 710)
         ready()
 """,
@@ -371,9 +378,8 @@ def test_a_span_whose_end_could_not_be_written_is_not_ended_twice(
     """Its journaled beginning is taken back in place, which works on a full disk."""
     processes.crash(
         """
-import pathlib
 with step("long"):
-    time.sleep(1.5)
+    until_journaled("long")
     filler = pathlib.Path(os.environ["SPANLOOM_SPOOL_DIR"]) / "filler"
     try: filler.write_bytes(b"x" * 400_000)
     except OSError: pass
@@ -478,7 +484,7 @@ def test_a_finder_that_dies_too_leaves_the_rest_to_the_next(
     strict: Strict, receiver: Receiver, processes: Processes, folder: Path
 ) -> None:
     """The second process sends only what the first had not."""
-    processes.crash("with step('open'):\n time.sleep(4)\n work(0, 1500); ready()", DEAD)
+    processes.crash("with step('open'):\n until_journaled('open')\n work(0, 1500); ready()", DEAD)
     strict.answers = [(200, {}), (200, {}), *[(503, {"Retry-After": "60"})] * 9]
     processes.start("time.sleep(600)", strict.url)
     wait_for(lambda: len(strict.sizes) == 3)
