@@ -5,6 +5,7 @@ recording, and put baggage on calls inside. So a caller that is not trusted gets
 context it sent is kept as a span link (`spanloom.link.kind` = `untrusted_caller`).
 """
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -44,6 +45,9 @@ MAX_HEADER_LENGTH: Final = {
 """Longer headers are dropped unread, also those of trusted callers; in bytes, all lines added."""
 _MAX_LINKED_TRACESTATE: Final = 512  # a stranger's longer one is not worth its storage
 _W3C_HEADERS: Final = frozenset(MAX_HEADER_LENGTH)
+
+_CANCELLED_GRACE_S: Final = 2.0  # for requests that the server has cancelled
+_TURN_S: Final = 0.05
 
 
 class TrustPolicy:
@@ -111,7 +115,10 @@ def is_trusted(scope: Scope) -> bool:
 class TrustMiddleware:
     """Outermost ASGI layer: strips the trace context of untrusted callers before it is read.
 
-    `on_startup` and `on_shutdown` run when the server says so through the lifespan protocol.
+    `on_startup` and `on_shutdown` run when the server says so through the lifespan protocol. The
+    application hears of a shutdown when its last request is over: uvicorn cancels what is left
+    after its grace, and says "shutdown" before any of it has ended. What the application closes
+    then, telemetry with it, would be gone before the spans of these requests ended.
     """
 
     def __init__(
@@ -126,6 +133,7 @@ class TrustMiddleware:
         self._policy = policy
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
+        self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -139,6 +147,7 @@ class TrustMiddleware:
         # body. A request that found a span there would become that one's child.
         token = attach(Context())
         leave_deadlines()
+        self._in_progress += 1
         try:
             await self.app(scope, receive, send)
         except Exception as exc:
@@ -149,6 +158,7 @@ class TrustMiddleware:
             raise
         finally:
             detach(token)
+            self._in_progress -= 1
 
     def _admit(self, scope: Scope) -> None:
         try:
@@ -172,9 +182,23 @@ class TrustMiddleware:
                 await self._on_shutdown()
             await send(message)
 
+        async def receive_when_idle() -> MutableMapping[str, Any]:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._wait_for_cancelled()
+            return message
+
         if self._on_startup is not None:
             self._on_startup()
-        await self.app(scope, receive, forward)
+        await self.app(scope, receive_when_idle, forward)
+
+    async def _wait_for_cancelled(self) -> None:
+        # In turns of the loop and not by a clock: where a machine stands still for seconds, the
+        # time would be over before what was cancelled has had its first turn.
+        for _ in range(round(_CANCELLED_GRACE_S / _TURN_S)):
+            if not self._in_progress:
+                return
+            await asyncio.sleep(_TURN_S)
 
 
 def on_server_span(span: Span, scope: Scope) -> None:

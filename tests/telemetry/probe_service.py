@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,24 @@ async def told() -> Response:
     return Response(status_code=504)
 
 
+@app.get("/tidy")
+async def tidy() -> None:
+    with step("tidying"):
+        log.info("/tidy began")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.5)  # a connection that is closed, a transaction rolled back
+
+
+@app.get("/stubborn")
+async def stubborn() -> None:
+    log.info("/stubborn began")
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
 @app.get("/cut-fetch")
 async def cut_fetch(url: str) -> dict[str, str]:
     try:
@@ -139,7 +158,7 @@ def main() -> None:
     partial = port_file.with_suffix(".partial")
     partial.write_text(str(listening.getsockname()[1]))
     partial.rename(port_file)
-    uvicorn.Server(uvicorn.Config(app)).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1)).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
+import contextlib
 import http.server
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from spanloom import semconv
@@ -229,6 +232,59 @@ def test_sigterm_loses_nothing(
     service.stop()
 
     assert len(receiver.spans_of(caller)) == 3
+
+
+def call_until_cut(service: Service, path: str, caller: Caller) -> threading.Thread:
+    """Ask in a thread for what never answers by itself."""
+
+    def call() -> None:
+        with contextlib.suppress(httpx2.TransportError):
+            httpx2.get(service.url + path, headers=caller.headers(), timeout=60)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def is_under_way(service: Service, path: str) -> bool:
+    """Whether the handler of `path` runs, by the line that it writes."""
+    return any(line.get("event") == f"{path} began" for line in service.lines())
+
+
+def test_sigterm_waits_for_requests_that_tidy_up(
+    caller: Caller, receiver: Receiver, start_service: Callable[..., Service]
+) -> None:
+    """A cancelled request that still has to close something ends its spans before they are sent."""
+    service = start_service(
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000"
+    )
+    asking = call_until_cut(service, "/tidy", caller)
+    wait_for(lambda: is_under_way(service, "/tidy"))
+    assert service.stop() == -signal.SIGTERM
+    asking.join()
+
+    spans = {span.name: span for span in receiver.spans_of(caller)}
+    assert set(spans) == {"GET /tidy", "tidying"}
+    assert all(span.status.code == ERROR for span in spans.values())
+    assert attributes(spans["tidying"])[semconv.SPANLOOM_OUTCOME] == semconv.OUTCOME_CANCELLED
+
+
+def test_sigterm_does_not_wait_for_a_request_that_ignores_it(
+    caller: Caller, receiver: Receiver, start_service: Callable[..., Service]
+) -> None:
+    """What is finished is sent, and the process ends."""
+    service = start_service(
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000"
+    )
+    service.client.get("/items/a", headers=caller.headers())
+    asking = call_until_cut(service, "/stubborn", Caller(uuid.uuid4().hex))
+    wait_for(lambda: is_under_way(service, "/stubborn"))
+    assert service.process.poll() is None
+    service.process.terminate()
+    wait_for(lambda: len(receiver.spans_of(caller)) == 3)
+    service.process.kill()  # asyncio waits for the tasks of a loop that it closes
+    service.process.wait(30)
+    asking.join()
 
 
 class Echo:
