@@ -24,15 +24,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from overhead.by_hand import ByHand
-from overhead.recording import (
-    Nowhere,
-    NullExporter,
-    NullOtlpExporter,
-    attribute_bytes,
-    null_provider,
-    sending_provider,
-    shape,
-)
+from overhead.recording import NullExporter, attribute_bytes, null_provider, shape
+from overhead.sending import Nowhere, NullOtlpExporter, sending_provider
 from overhead.statistics_of_pairs import Rounds
 from overhead.workload import Agent, Workload
 from spanloom.telemetry import endings, genai_metrics, logs, metrics
