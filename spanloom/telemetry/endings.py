@@ -219,7 +219,10 @@ def end_span(
     try:
         recording = span.is_recording()
         if recording:
-            apply_ending(span, ending, exc, attributes)
+            if ending is OK and not attributes:  # by far the most
+                span.set_attribute(semconv.SPANLOOM_OUTCOME, semconv.OUTCOME_OK)
+            else:
+                apply_ending(span, ending, exc, attributes)
     except Exception:  # telemetry never breaks the application
         _logger.debug("could not describe the end of a span", exc_info=True)
     try:

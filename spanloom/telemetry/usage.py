@@ -14,7 +14,7 @@ import threading
 from contextvars import Token
 from decimal import Decimal
 from types import TracebackType
-from typing import Final, NamedTuple, Self, cast
+from typing import Final, NamedTuple, Self
 
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
 from opentelemetry.util.types import AttributeValue
@@ -61,11 +61,12 @@ class UsageScope:
         tool: str | None = None,
     ) -> None:
         """`node` and `tool` say whose span this is of; inside, the innermost of each counts."""
-        self.node = node
-        self.tool = tool
         self.parent = parent
         if parent is not None:
-            self._inherit(parent)
+            node = node or parent.node
+            tool = tool or parent.tool
+        self.node: str | None = node
+        self.tool: str | None = tool
         self.input_tokens = 0
         self.output_tokens = 0
         self.calls = 0
@@ -75,16 +76,11 @@ class UsageScope:
         self.estimated = False
         self._token: Token[Context] | None = None
 
-    def _inherit(self, parent: "UsageScope") -> None:
-        self.parent = parent
-        if not self.node:
-            self.node = parent.node
-        if not self.tool:
-            self.tool = parent.tool
-
     def __enter__(self) -> Self:
         if (parent := current_scope()) is not None:
-            self._inherit(parent)
+            self.parent = parent
+            self.node = self.node or parent.node
+            self.tool = self.tool or parent.tool
         self._token = attach(with_scope(get_current(), self))
         return self
 
@@ -123,8 +119,9 @@ class UsageScope:
 
 def current_scope(context: Context | None = None) -> UsageScope | None:
     """Return the scope in force in `context` (default: the current one)."""
-    found = (get_current() if context is None else context).get(SCOPE_KEY)
-    return cast("UsageScope | None", found)
+    if context is None:
+        context = get_current()
+    return context.get(SCOPE_KEY)  # type: ignore[return-value]  # a `cast` is a call, for each span
 
 
 def with_scope(context: Context, scope: UsageScope) -> Context:
