@@ -1,6 +1,6 @@
 """What tracing costs: added CPU a LangGraph run, against the same spans written by hand.
 
-    python bench/tracing_overhead.py                        # this library; about three minutes
+    python bench/tracing_overhead.py                        # this library; about six minutes
     python bench/tracing_overhead.py --with-peers           # and five other tracers
     python bench/tracing_overhead.py --full --with-peers --write    # docs/benchmarks.md
     python bench/tracing_overhead.py --instructions [--write]       # instead of time; valgrind
@@ -19,7 +19,15 @@ from statistics import median
 # LangChain sends runs to LangSmith if the environment says so; that is not what is measured.
 os.environ["LANGSMITH_TRACING"] = os.environ["LANGCHAIN_TRACING_V2"] = "false"
 
-from overhead import instructions, leaks, peers, report, service_instructions, throughput
+from overhead import (
+    instructions,
+    leaks,
+    peers,
+    report,
+    service_instructions,
+    side_by_side,
+    throughput,
+)
 from overhead.environments import cache_folder, say
 from overhead.in_process import EVERYTHING, Bench, Extras, bytes_per_run
 from overhead.statistics_of_pairs import Rounds
@@ -28,8 +36,9 @@ from overhead.workload import SIZES
 
 DOCUMENT = Path(__file__).parents[1] / "docs/benchmarks.md"
 RUN_SIZES = (10, 100, 1000)
+SENT = "encoded and all but sent, by hand as well"
 EXTRAS: dict[str, Extras] = {
-    "encoded and all but sent, by hand as well": frozenset({"sent"}),
+    SENT: frozenset({"sent"}),
     "and Prometheus counters": frozenset({"counters"}),
     "and OpenTelemetry metrics too": frozenset({"counters", "metrics"}),
     "and announcing open spans": frozenset({"in-flight"}),
@@ -75,10 +84,48 @@ def spans_table(seconds: float) -> report.Table:
             bench = Bench(spans=spans, state_bytes=size, extras=frozenset(), seconds=seconds)
             rows.append(row(f"{spans:,} spans", state, bench.measure()))
     return report.Table(
-        "Spans only, against the same spans by hand",
+        "Spans only, in one process",
         "CPU of all threads, microseconds a run; medians of paired differences, and the quietest"
         " batch of each. The 90 % interval is a bootstrap over the rounds.",
         HEADER,
+        rows,
+    )
+
+
+def processes_table(sets: int, seconds: float) -> report.Table:
+    small, large = SIZES.values()
+    sent = EXTRAS[SENT]
+    cases: dict[str, tuple[int, int, Extras]] = {
+        "10 spans": (10, small, frozenset()),
+        "10 spans, state of 20 kB": (10, large, frozenset()),
+        "100 spans": (100, small, frozenset()),
+        "1,000 spans": (1000, small, frozenset()),
+        f"10 spans {SENT}": (10, small, sent),
+        f"100 spans {SENT}": (100, small, sent),
+    }
+    rows = []
+    for name, (spans, size, extras) in cases.items():
+        say(f"in processes of their own: {name}")
+        found = side_by_side.measure(
+            spans=spans, state_bytes=size, extras=extras, sets=sets, seconds=seconds
+        )
+        low, high = found.interval()
+        rows.append(
+            [
+                name,
+                f"{found.nothing:,.0f}",
+                f"{found.added_by_hand:,.0f}",
+                f"{found.added_by_us:,.0f}",
+                f"**{found.ratio:.2f}**",
+                f"{low:.2f} to {high:.2f}",
+            ]
+        )
+    return report.Table(
+        "Spans only, in processes of their own",
+        f"CPU of all threads, microseconds a run. {sets} sets of three processes, which take turns"
+        f" for {seconds:g} s; the mean over the sets of each one's quietest"
+        f" {side_by_side.QUIETEST:.0%} of batches. The 90 % interval is a bootstrap over the sets.",
+        ("run", "no tracing µs", "by hand adds µs", "ours adds µs", "ratio", "90 %"),
         rows,
     )
 
@@ -270,7 +317,9 @@ def main() -> None:
         metavar="PEER",
         help=f"other tracers: all, or some of {', '.join(PEERS)}",
     )
-    parser.add_argument("--service", action="store_true", help="the throughput of the service only")
+    parser.add_argument(
+        "--service", action="store_true", help="the service and its throughput instead"
+    )
     parser.add_argument("--full", action="store_true", help="more rounds and more runs")
     parser.add_argument("--write", action="store_true", help=f"write to {DOCUMENT.name}")
     parser.add_argument(
@@ -295,15 +344,15 @@ def main() -> None:
             name = "service" if arguments.service else "tracing"
             report.write(DOCUMENT, f"{name} instructions", text)
         return
-    services = service_tables(120 if full else 20)
-    for table in services:
-        table.show()
-    if arguments.write:
-        texts = [table.markdown() for table in services]
-        report.write(DOCUMENT, "service overhead", "\n\n".join([f"{facts}.", *texts]))
     if arguments.service:
+        for table in service_tables(120 if full else 20):
+            add(table)
+        if arguments.write:
+            texts = [table.markdown() for table in tables]
+            report.write(DOCUMENT, "service overhead", "\n\n".join([f"{facts}.", *texts]))
         return
-    add(spans_table(40 if full else 6))
+    add(processes_table(*((12, 5) if full else (3, 3))))
+    add(spans_table(25 if full else 6))
     add(extras_table(25 if full else 6))
     add(promises_table(finished=10_000 if full else 1_000, cancelled=1_000 if full else 100))
     if chosen is not None:

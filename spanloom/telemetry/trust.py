@@ -179,13 +179,13 @@ class TrustMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def forward(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "lifespan.shutdown.complete" and self._on_shutdown is not None:
-                await self._on_shutdown()
+                await _guarded(self._on_shutdown)
             await send(message)
 
         async def receive_when_idle() -> MutableMapping[str, Any]:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                await self._wait_for_cancelled()
+                await _guarded(self._wait_for_cancelled)
             return message
 
         if self._on_startup is not None:
@@ -199,6 +199,14 @@ class TrustMiddleware:
             if not self._in_progress:
                 return
             await asyncio.sleep(_TURN_S)
+
+
+async def _guarded(last: Callable[[], Awaitable[None]]) -> None:
+    """Await `last`; a fault of it, as in a loop that is not asyncio's, stops no shutdown."""
+    try:
+        await last()
+    except Exception:  # telemetry never breaks the application
+        _logger.debug("could not wait for the last spans", exc_info=True)
 
 
 def on_server_span(span: Span, scope: Scope) -> None:

@@ -215,6 +215,28 @@ async def test_other_scopes_pass() -> None:
     assert events == ["started", "lifespan", "flushed", "lifespan.shutdown.complete"]
 
 
+async def test_a_flush_that_fails_stops_no_shutdown() -> None:
+    """The server hears that the application has shut down, as in a loop that is not asyncio's."""
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert await receive() == {"type": "lifespan.shutdown"}
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def flush() -> None:
+        raise RuntimeError("no running event loop")
+
+    await TrustMiddleware(app, policy(), on_shutdown=flush)({"type": "lifespan"}, receive, send)
+
+    assert sent == ["lifespan.shutdown.complete"]
+
+
 def test_a_scope_nobody_judged_is_not_trusted() -> None:
     """Without the wrapper the answer is no."""
     assert not is_trusted({"type": "http"})
