@@ -97,7 +97,14 @@ class Guard:
 class Frame(UsageScope):
     """What the spans below a workflow, agent, node or tool span need to know of it."""
 
-    __slots__ = ("agent_name", "conversation_id", "cut_by", "interrupted", "run_span")
+    __slots__ = (
+        "agent_name",
+        "conversation_id",
+        "cut_by",
+        "interrupted",
+        "run_span",
+        "to_be_read",
+    )
 
     def __init__(
         self,
@@ -113,6 +120,8 @@ class Frame(UsageScope):
         self.agent_name = agent_name
         self.run_span: Span | None = None
         """The span, where it is that of a whole graph run and not of a node or tool in it."""
+        self.to_be_read: Any = None
+        """The graph, while its run was invoked and has not yet asked for the stream it reads."""
         self.interrupted = False
         self.cut_by: BaseException | None = None
         """Why LangGraph cut this body off: its node timeout, seen by the body as cancelled."""

@@ -1,10 +1,11 @@
 """Workflow and agent spans: one around each run of a compiled graph, nested runs included.
 
-`invoke` and `ainvoke` read `stream` and `astream`, so those two are every way to run a graph.
+`invoke` and `ainvoke` read `stream` and `astream`. The span is around the outer one of the two: a
+stream is attached and reset for each item, and what is invoked once.
 """
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 from opentelemetry.context import Context, get_current
@@ -14,7 +15,16 @@ from opentelemetry.util.types import AttributeValue
 from spanloom import semconv
 from spanloom.telemetry import endings, metrics
 from spanloom.telemetry.langgraph import classify
-from spanloom.telemetry.langgraph.context import Frame, Guard, Unit, aiterate, frame_of, iterate
+from spanloom.telemetry.langgraph.context import (
+    Frame,
+    Guard,
+    Unit,
+    aiterate,
+    arun,
+    frame_of,
+    iterate,
+    run,
+)
 from spanloom.telemetry.langgraph.resume import run_frame
 from spanloom.telemetry.usage import current_scope
 
@@ -26,7 +36,9 @@ class GraphRun(Unit):
 
     __slots__ = ("_name", "_operation")
 
-    def __init__(self, tracer: Tracer, graph: Any, config: Any, context: Context) -> None:
+    def __init__(
+        self, tracer: Tracer, graph: Any, config: Any, context: Context, *, is_invoked: bool = False
+    ) -> None:
         scope = current_scope(context)
         outer = frame_of(scope)
         own: Mapping[str, Any] = graph.config or {}
@@ -51,6 +63,8 @@ class GraphRun(Unit):
             tracer, f"{operation} {name}", attributes, context=context, frame=frame, outer=outer
         )
         frame.run_span = self.span
+        if is_invoked:
+            frame.to_be_read = graph
 
     def _read(self, result: Any) -> endings.Ending | None:
         del result  # LangGraph reports an interrupt to its caller as an ordinary result
@@ -68,10 +82,48 @@ class GraphRun(Unit):
 
 
 def _starter(
-    tracer: Tracer, graph: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    tracer: Tracer,
+    graph: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    is_invoked: bool = False,
 ) -> Callable[[Context], GraphRun]:
     config = args[1] if len(args) > 1 else kwargs.get("config")
-    return functools.partial(GraphRun, tracer, graph, config)
+    return functools.partial(GraphRun, tracer, graph, config, is_invoked=is_invoked)
+
+
+def _is_read_by_its_run(graph: Any, context: Context) -> bool:
+    """Whether `invoke` asks for the stream that it reads, inside of its span."""
+    scope = current_scope(context)
+    if isinstance(scope, Frame) and scope.to_be_read is graph:
+        scope.to_be_read = None
+        return True
+    return False
+
+
+def trace_invoke(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `Pregel.invoke`."""
+
+    @functools.wraps(original)
+    def invoke(self: Any, *args: Any, **kwargs: Any) -> Any:
+        start = _starter(tracer, self, args, kwargs, is_invoked=True)
+        return run(start, original, (self, *args), kwargs)
+
+    return invoke
+
+
+def trace_ainvoke(
+    tracer: Tracer, original: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Wrap `Pregel.ainvoke`."""
+
+    @functools.wraps(original)
+    async def ainvoke(self: Any, *args: Any, **kwargs: Any) -> Any:
+        start = _starter(tracer, self, args, kwargs, is_invoked=True)
+        return await arun(start, original, (self, *args), kwargs)
+
+    return ainvoke
 
 
 def trace_stream(
@@ -81,8 +133,11 @@ def trace_stream(
 
     @functools.wraps(original)
     def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        context = get_current()
+        if _is_read_by_its_run(self, context):
+            return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return iterate(_starter(tracer, self, args, kwargs), body, get_current())
+        return iterate(_starter(tracer, self, args, kwargs), body, context)
 
     return stream
 
@@ -94,8 +149,11 @@ def trace_astream(
 
     @functools.wraps(original)
     def astream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        context = get_current()
+        if _is_read_by_its_run(self, context):
+            return original(self, *args, **kwargs)
         body = functools.partial(original, self, *args, **kwargs)
-        return aiterate(_starter(tracer, self, args, kwargs), body, get_current())
+        return aiterate(_starter(tracer, self, args, kwargs), body, context)
 
     return astream
 

@@ -47,6 +47,8 @@ _MODELS: Final = "langchain_core.language_models.chat_models"
 _GENAI: Final = "opentelemetry.instrumentation.genai.langchain.invocation_manager"
 
 SEAMS: Final = (
+    Seam(_PREGEL, "Pregel", "invoke", graphs.trace_invoke, optional=True),
+    Seam(_PREGEL, "Pregel", "ainvoke", graphs.trace_ainvoke, optional=True),
     Seam(_PREGEL, "Pregel", "stream", graphs.trace_stream),
     Seam(_PREGEL, "Pregel", "astream", graphs.trace_astream),
     Seam(_LOOP, "PregelLoop", "_suppress_interrupt", graphs.trace_suppress_interrupt),
