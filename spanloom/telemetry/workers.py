@@ -321,8 +321,10 @@ def _uses(pid: int, folder: Path) -> bool:
     """Whether a process has files of the folder open: its id may be that of a dead worker."""
     inside = f"{folder.resolve()}{os.sep}"
     try:
-        return any(
-            str(link.readlink()).startswith(inside) for link in Path(f"/proc/{pid}/fd").iterdir()
-        )
-    except OSError:  # not Linux, or not our process, or it closed a file just now
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it closed that one just now
+                if str(link.readlink()).startswith(inside):
+                    return True
+    except OSError:  # not Linux, or not our process; or it ended just now, as the next look shows
         return True
+    return False

@@ -368,10 +368,22 @@ def test_the_files_of_a_living_worker_are_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "counter_999999999.db").exists()
 
 
+OPENS_AND_CLOSES = """
+import os, threading
+
+def work():
+    while True:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+
+threading.Thread(target=work, daemon=True).start()
+input()
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_a_stranger_with_a_dead_workers_process_id_is_no_worker(tmp_path: Path) -> None:
-    """The gauge of a dead worker goes although its process id is in use again."""
-    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    """The gauge of a dead worker goes although its process id is in use again, and busy."""
+    stranger = subprocess.Popen([sys.executable, "-c", OPENS_AND_CLOSES], stdin=subprocess.PIPE)
     try:
         gauge = MmapedDict(str(tmp_path / f"gauge_livesum_{stranger.pid}.db"))
         gauge.write_value(mmap_key("active", "active", [], [], "Active."), 3.0, 0.0)
