@@ -219,10 +219,7 @@ def end_span(
     try:
         recording = span.is_recording()
         if recording:
-            if ending is OK and not attributes:  # by far the most
-                span.set_attribute(semconv.SPANLOOM_OUTCOME, semconv.OUTCOME_OK)
-            else:
-                apply_ending(span, ending, exc, attributes)
+            apply_ending(span, ending, exc, attributes)
     except Exception:  # telemetry never breaks the application
         _logger.debug("could not describe the end of a span", exc_info=True)
     try:

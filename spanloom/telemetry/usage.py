@@ -14,7 +14,7 @@ import threading
 from contextvars import Token
 from decimal import Decimal
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, cast
 
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
 from opentelemetry.util.types import AttributeValue
@@ -61,12 +61,11 @@ class UsageScope:
         tool: str | None = None,
     ) -> None:
         """`node` and `tool` say whose span this is of; inside, the innermost of each counts."""
+        self.node = node
+        self.tool = tool
         self.parent = parent
         if parent is not None:
-            node = node or parent.node
-            tool = tool or parent.tool
-        self.node: str | None = node
-        self.tool: str | None = tool
+            self._inherit(parent)
         self.input_tokens = 0
         self.output_tokens = 0
         self.calls = 0
@@ -76,11 +75,16 @@ class UsageScope:
         self.estimated = False
         self._token: Token[Context] | None = None
 
+    def _inherit(self, parent: "UsageScope") -> None:
+        self.parent = parent
+        if not self.node:
+            self.node = parent.node
+        if not self.tool:
+            self.tool = parent.tool
+
     def __enter__(self) -> Self:
         if (parent := current_scope()) is not None:
-            self.parent = parent
-            self.node = self.node or parent.node
-            self.tool = self.tool or parent.tool
+            self._inherit(parent)
         self._token = attach(with_scope(get_current(), self))
         return self
 
@@ -119,9 +123,8 @@ class UsageScope:
 
 def current_scope(context: Context | None = None) -> UsageScope | None:
     """Return the scope in force in `context` (default: the current one)."""
-    if context is None:
-        context = get_current()
-    return context.get(SCOPE_KEY)  # type: ignore[return-value]  # a `cast` is a call, for each span
+    found = (get_current() if context is None else context).get(SCOPE_KEY)
+    return cast("UsageScope | None", found)
 
 
 def with_scope(context: Context, scope: UsageScope) -> Context:

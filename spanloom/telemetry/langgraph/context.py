@@ -23,7 +23,7 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from contextvars import ContextVar, Token
+from contextvars import Token
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
@@ -43,19 +43,6 @@ T = TypeVar("T")
 four, which is a tenth of what a span by hand costs."""
 _SUPPRESSED_FORMERLY: Final = "suppress_instrumentation"
 """The key before it had a constant; `suppress_instrumentation()` still sets both."""
-
-
-def _context_variable() -> ContextVar[Context]:
-    """Return the variable in which the API keeps the current context, by one of its tokens.
-
-    Set by itself it takes two calls less, each way, and a stream is attached for each of its steps.
-    """
-    token = attach(get_current())
-    token.var.reset(token)
-    return token.var
-
-
-_CURRENT: Final = _context_variable()
 
 _logger: Final = logging.getLogger("spanloom.telemetry.langgraph")
 _warned: set[str] = set()
@@ -141,7 +128,7 @@ def reset(token: Token[Context]) -> None:
     context than it ran in. Nothing of ours is attached there, so there is nothing to undo.
     """
     try:
-        _CURRENT.reset(token)
+        token.var.reset(token)
     except ValueError:
         _logger.debug("closed in another context than opened in")
 
@@ -213,7 +200,7 @@ class Unit:
             if exc is not None:
                 exc = self._cause(exc)
             if ending is None:
-                ending = endings.OK if exc is None else endings.classify(exc)
+                ending = endings.classify(exc)
             self._describe(ending, attributes)
         except Exception:  # noqa: BLE001 - telemetry never breaks the application
             warn_once("the end of a span cannot be described", exc_info=True)
@@ -256,7 +243,7 @@ def begin(start: Callable[[Context], Unit | None], context: Context | None = Non
     """
     try:
         if context is None:
-            context = _CURRENT.get()
+            context = get_current()
         if not (context.get(_SUPPRESSED) or context.get(_SUPPRESSED_FORMERLY)):
             return start(context)
     except Exception:  # noqa: BLE001 - telemetry never breaks the application
@@ -274,7 +261,7 @@ def run(
     unit = begin(start)
     if unit is None:
         return body(*args, **kwargs)
-    token = _CURRENT.set(unit.context)
+    token = attach(unit.context)
     try:
         result = body(*args, **kwargs)
         unit.finish(result)
@@ -297,7 +284,7 @@ async def arun(
     unit = begin(start)
     if unit is None:
         return await body(*args, **kwargs)
-    token = _CURRENT.set(unit.context)
+    token = attach(unit.context)
     try:
         result = await body(*args, **kwargs)
         unit.finish(result)
@@ -328,7 +315,7 @@ def iterate(
     step: Callable[..., T] | None = None
     sent: tuple[Any, ...] = ()
     while True:
-        token = _CURRENT.set(unit.context)
+        token = attach(unit.context)
         try:
             if step is None:
                 inner = iter(body())
@@ -356,7 +343,7 @@ def iterate(
 
 def run_left(unit: Unit, inner: Any) -> None:
     """Close a stream whose reader went away, then end its unit."""
-    token = _CURRENT.set(unit.context)
+    token = attach(unit.context)
     try:
         if (close := getattr(inner, "close", None)) is not None:
             close()
@@ -384,7 +371,7 @@ async def aiterate(
     sent: tuple[Any, ...] = ()
     while True:
         unit.remember_driver()
-        token = _CURRENT.set(unit.context)
+        token = attach(unit.context)
         try:
             if step is None:
                 inner = aiter(body())
@@ -412,7 +399,7 @@ async def aiterate(
 
 async def arun_left(unit: Unit, inner: Any) -> None:
     """Close an asynchronous stream whose reader went away, then end its unit."""
-    token = _CURRENT.set(unit.context)
+    token = attach(unit.context)
     try:
         if (aclose := getattr(inner, "aclose", None)) is not None:
             await aclose()

@@ -119,8 +119,7 @@ def trace_task(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """
     try:
         task = args[0] if args else kwargs["task"]
-        tags = task.config.get("tags")
-        if not tags or classify.is_visible_node(tags):
+        if classify.is_visible_node(task.config.get("tags")):
             proc = task.proc
             if proc.__class__ is TracedProc:  # run once more
                 proc = proc._proc  # noqa: SLF001 - our own

@@ -6,7 +6,7 @@ attribute it lacks costs more than the rest of a span's start.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from opentelemetry.util.types import AttributeValue
 
@@ -115,7 +115,7 @@ def add_parameters(
                 if value is not None:
                     break
         if value is not None and isinstance(value, types) and value.__class__ is not bool:
-            attributes[attribute] = value  # type: ignore[assignment]  # as `types` say
+            attributes[attribute] = cast("AttributeValue", value)
     if stop := call.get("stop") or params.get("ls_stop"):
         attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (
             [stop] if isinstance(stop, str) else [str(text) for text in stop]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer
 
 from spanloom import semconv
-from spanloom.telemetry.langgraph.context import Frame, Guard, warn_once
+from spanloom.telemetry.langgraph.context import Frame, Guard
 from spanloom.telemetry.usage import UsageScope, current_scope
 
 METADATA_KEY: Final = "spanloom_run"
@@ -22,6 +22,7 @@ _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2}
 _RESUMING: Final = "__pregel_resuming"
 """`langgraph._internal._constants.CONFIG_KEY_RESUMING`"""
 
+_NOTING: Final = Guard("a checkpoint cannot name its run")
 _LINKING: Final = Guard("a resumed run cannot be linked")
 
 
@@ -65,7 +66,7 @@ def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Calla
 
     @functools.wraps(original)
     def _put_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _NOTING:
             if self.checkpointer is not None:
                 metadata = args[0] if args else kwargs["metadata"]
                 frame = run_frame()
@@ -73,8 +74,6 @@ def trace_put_checkpoint(_tracer: Tracer, original: Callable[..., Any]) -> Calla
                     name = traceparent(frame.run_span)
                     if name is not None:
                         metadata[METADATA_KEY] = name
-        except Exception:  # noqa: BLE001 - telemetry never breaks the application
-            warn_once("a checkpoint cannot name its run", exc_info=True)
         return original(self, *args, **kwargs)
 
     return _put_checkpoint
