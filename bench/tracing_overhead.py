@@ -14,7 +14,7 @@ on first use with uv, or pip where there is none. Tables go to stdout, progress 
 import argparse
 import os
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 # LangChain sends runs to LangSmith if the environment says so; that is not what is measured.
 os.environ["LANGSMITH_TRACING"] = os.environ["LANGCHAIN_TRACING_V2"] = "false"
@@ -29,7 +29,7 @@ from overhead import (
     throughput,
 )
 from overhead.environments import cache_folder, say
-from overhead.in_process import EVERYTHING, Bench, Extras, bytes_per_run
+from overhead.in_process import EVERYTHING, Bench, Case, Extras, bytes_per_run
 from overhead.statistics_of_pairs import Rounds
 from overhead.tracers import PEERS
 from overhead.workload import SIZES
@@ -46,6 +46,13 @@ EXTRAS: dict[str, Extras] = {
     "and a log line a step": frozenset({"log lines"}),
     "all of these": EVERYTHING,
 }
+SMALL, LARGE = SIZES.values()
+BARE_CASES = {
+    "10 spans": Case(10, SMALL),
+    "10 spans, state of 20 kB": Case(10, LARGE),
+    "100 spans": Case(100, SMALL),
+    "1,000 spans": Case(1000, SMALL),
+}
 PEERS_TITLE = "Beside other tracers"
 SERVICE_NAMES = {
     throughput.ON: "telemetry on",
@@ -58,18 +65,25 @@ HEADER = (
 )
 
 
-def row(name: str, state: str, found: Rounds) -> list[str]:
+def added(found: Rounds) -> list[str]:
+    """The cells for what by hand and ours add, their ratio, and how sure it is."""
     low, high = found.interval()
+    return [
+        f"{found.added_by_hand:,.0f}",
+        f"{found.added_by_us:,.0f}",
+        f"**{found.ratio:.2f}**",
+        f"{low:.2f} to {high:.2f}",
+    ]
+
+
+def row(name: str, state: str, found: Rounds) -> list[str]:
     by_hand, ours = found.best
     return [
         name,
         state,
         str(len(found.ours)),
         f"{min(found.nothing):,.0f}",
-        f"{found.added_by_hand:,.0f}",
-        f"{found.added_by_us:,.0f}",
-        f"**{found.ratio:.2f}**",
-        f"{low:.2f} to {high:.2f}",
+        *added(found),
         f"{by_hand:,.0f}",
         f"{ours:,.0f}",
         f"{ours / by_hand:.2f}",
@@ -93,33 +107,16 @@ def spans_table(seconds: float) -> report.Table:
 
 
 def processes_table(sets: int, seconds: float) -> report.Table:
-    small, large = SIZES.values()
-    sent = EXTRAS[SENT]
-    cases: dict[str, tuple[int, int, Extras]] = {
-        "10 spans": (10, small, frozenset()),
-        "10 spans, state of 20 kB": (10, large, frozenset()),
-        "100 spans": (100, small, frozenset()),
-        "1,000 spans": (1000, small, frozenset()),
-        f"10 spans {SENT}": (10, small, sent),
-        f"100 spans {SENT}": (100, small, sent),
+    cases = {
+        **BARE_CASES,
+        f"10 spans {SENT}": Case(10, SMALL, EXTRAS[SENT]),
+        f"100 spans {SENT}": Case(100, SMALL, EXTRAS[SENT]),
     }
     rows = []
-    for name, (spans, size, extras) in cases.items():
+    for name, case in cases.items():
         say(f"in processes of their own: {name}")
-        found = side_by_side.measure(
-            spans=spans, state_bytes=size, extras=extras, sets=sets, seconds=seconds
-        )
-        low, high = found.interval()
-        rows.append(
-            [
-                name,
-                f"{found.nothing:,.0f}",
-                f"{found.added_by_hand:,.0f}",
-                f"{found.added_by_us:,.0f}",
-                f"**{found.ratio:.2f}**",
-                f"{low:.2f} to {high:.2f}",
-            ]
-        )
+        found = side_by_side.measure(case, sets=sets, seconds=seconds)
+        rows.append([name, f"{mean(found.nothing):,.0f}", *added(found)])
     return report.Table(
         "Spans only, in processes of their own",
         f"CPU of all threads, microseconds a run. {sets} sets of three processes, which take turns"
@@ -145,15 +142,8 @@ def extras_table(seconds: float) -> report.Table:
 
 
 def instructions_table() -> report.Table:
-    small, large = SIZES.values()
-    rows = {
-        "10 spans": instructions.Case(10, small),
-        "10 spans, state of 20 kB": instructions.Case(10, large),
-        "100 spans": instructions.Case(100, small),
-        "1,000 spans": instructions.Case(1000, small),
-    } | {
-        f"10 spans {name}": instructions.Case(10, small, ",".join(sorted(extras)))
-        for name, extras in EXTRAS.items()
+    rows = BARE_CASES | {
+        f"10 spans {name}": Case(10, SMALL, extras) for name, extras in EXTRAS.items()
     }
     say("instructions: some minutes")
     found = instructions.count(list(rows.values()))
@@ -190,11 +180,11 @@ def peers_table(chosen: list[str], rounds: int) -> report.Table:
         cells.append("" if variant in names else PEERS[variant].requirements[0].partition("==")[2])
         cells.append(str(found[variant, small].spans))
         for size in sizes:
-            added = peers.added(found, variant, size)
+            more = peers.added(found, variant, size)
             cells += [
-                f"{added:,.0f}",
+                f"{more:,.0f}",
                 f"{peers.added_median(found, variant, size):,.0f}",
-                f"{added / peers.added(found, 'by-hand', size):.1f}",
+                f"{more / peers.added(found, 'by-hand', size):.1f}",
                 f"{found[variant, size].value_bytes:,}",
                 f"{found[variant, size].bytes:,}",
             ]
@@ -337,19 +327,20 @@ def main() -> None:
         table.show()
         tables.append(table)
 
+    def save(name: str, *kept: str) -> None:
+        if arguments.write:
+            texts = [f"{facts}.", *(table.markdown() for table in tables), *filter(None, kept)]
+            report.write(DOCUMENT, name, "\n\n".join(texts))
+            say(f"written to {DOCUMENT}")
+
     if arguments.instructions:
         add(service_instructions_table() if arguments.service else instructions_table())
-        if arguments.write:
-            text = "\n\n".join([f"{facts}.", tables[0].markdown()])
-            name = "service" if arguments.service else "tracing"
-            report.write(DOCUMENT, f"{name} instructions", text)
+        save(f"{'service' if arguments.service else 'tracing'} instructions")
         return
     if arguments.service:
         for table in service_tables(120 if full else 20):
             add(table)
-        if arguments.write:
-            texts = [table.markdown() for table in tables]
-            report.write(DOCUMENT, "service overhead", "\n\n".join([f"{facts}.", *texts]))
+        save("service overhead")
         return
     add(processes_table(*((12, 5) if full else (3, 3))))
     add(spans_table(25 if full else 6))
@@ -358,13 +349,8 @@ def main() -> None:
     if chosen is not None:
         say(f"environments of the peers are in {cache_folder()}")
         add(peers_table(chosen or list(PEERS), 5 if full else 3))
-    if arguments.write:
-        texts = [table.markdown() for table in tables]
-        if chosen is None:  # each peer needs an environment of its own: not measured every time
-            texts.append(report.kept(DOCUMENT, PEERS_TITLE))
-        text = "\n\n".join([f"{facts}.", *filter(None, texts)])
-        report.write(DOCUMENT, "tracing overhead", text)
-        say(f"written to {DOCUMENT}")
+    # each peer needs an environment of its own: not measured every time
+    save("tracing overhead", report.kept(DOCUMENT, PEERS_TITLE) if chosen is None else "")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -47,6 +48,26 @@ Extras = frozenset[str]
 """What runs besides spans; without `counters` nothing is measured for Prometheus either, and but
 for `sent` and `spool` nothing is encoded. `sent` holds for the spans by hand as well."""
 EVERYTHING: Extras = frozenset({"counters", "metrics", "in-flight", "spool", "log lines"})
+
+
+class Case(NamedTuple):
+    """A size of run, a size of state, and what telemetry does besides spans."""
+
+    spans: int
+    state_bytes: int
+    extras: Extras = frozenset()
+
+    def __str__(self) -> str:
+        """The case as an argument of another process, for `parse`."""
+        return f"{self.spans}:{self.state_bytes}:{','.join(sorted(self.extras))}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        spans, state_bytes, extras = text.split(":")
+        return cls(int(spans), int(state_bytes), frozenset(filter(None, extras.split(","))))
+
+
+VARIANTS = ("nothing", "by_hand", "ours")
 _MEASUREMENTS = ("record_llm", "record_tool", "record_workflow", "record_agent")
 
 

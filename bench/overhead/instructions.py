@@ -23,7 +23,9 @@ from typing import NamedTuple
 from overhead.by_hand import ByHand
 from overhead.in_process import (
     RUNS_PER_BATCH,
+    VARIANTS,
     WARM_UP,
+    Case,
     instrumented,
     our_provider,
     provider_by_hand,
@@ -36,19 +38,9 @@ void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
 void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
 """
 NEEDED = ("valgrind", "cc")
-_VARIANTS = ("nothing", "by_hand", "ours")
 _SUMMARY = re.compile(
     rb"^desc: Trigger: Client Request: (.+?)$.*?^summary: (\d+)", re.MULTILINE | re.DOTALL
 )
-
-
-class Case(NamedTuple):
-    """A size of run, a size of state, and what telemetry does besides spans."""
-
-    spans: int
-    state_bytes: int
-    extras: str = ""
-    """Names of `in_process.Extras`, with commas between."""
 
 
 class Counted(NamedTuple):
@@ -76,7 +68,7 @@ def count(cases: list[Case]) -> dict[Case, Counted]:
                 *("valgrind", "--tool=callgrind", "--instr-atstart=no", "-q"),
                 f"--callgrind-out-file={folder / 'counts'}",
                 *(sys.executable, "-m", "overhead.instructions", str(library)),
-                *(f"{case.spans}:{case.state_bytes}:{case.extras}" for case in cases),
+                *map(str, cases),
             ],
             check=True,
             cwd=Path(__file__).parents[1],
@@ -86,7 +78,7 @@ def count(cases: list[Case]) -> dict[Case, Counted]:
         found = read_counts(folder, "counts.*")
     return {
         case: Counted(
-            *(found[f"{number}.{variant}"] / RUNS_PER_BATCH[case.spans] for variant in _VARIANTS)
+            *(found[f"{number}.{variant}"] / RUNS_PER_BATCH[case.spans] for variant in VARIANTS)
         )
         for number, case in enumerate(cases)
     }
@@ -113,8 +105,7 @@ def read_counts(folder: Path, pattern: str) -> dict[str, int]:
 
 def _count_here(requests: ctypes.CDLL, number: int, case: Case) -> None:
     """Run one case in its three ways, each counted once it has been warm for long."""
-    spans, state_bytes = case.spans, case.state_bytes
-    extras = frozenset(filter(None, case.extras.split(",")))
+    spans, state_bytes, extras = case
     hand_provider, _ = provider_by_hand(extras)
     plain = Workload(Agent(), spans=spans, state_bytes=state_bytes)
     tracer = hand_provider.get_tracer("by hand")
@@ -140,8 +131,7 @@ def main() -> None:
     """Count in this process, which runs under valgrind."""
     requests = ctypes.CDLL(sys.argv[1])
     for number, text in enumerate(sys.argv[2:]):
-        spans, state_bytes, extras = text.split(":")
-        _count_here(requests, number, Case(int(spans), int(state_bytes), extras))
+        _count_here(requests, number, Case.parse(text))
 
 
 if __name__ == "__main__":

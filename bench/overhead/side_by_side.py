@@ -1,6 +1,6 @@
 """No tracing, by hand and ours, each in a process of its own, batch by batch in turns.
 
-    python -m overhead.side_by_side VARIANT SPANS STATE_BYTES EXTRAS     (with bench/ as the folder)
+    python -m overhead.side_by_side VARIANT SPANS:STATE_BYTES:EXTRAS     (with bench/ as the folder)
 
 In one process, to switch instrumentation on and off makes Python forget what it has cached of the
 classes; here every process keeps what it began with, as in an application. In return each process
@@ -16,67 +16,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from overhead.by_hand import ByHand
-from overhead.in_process import Extras, instrumented, our_provider, provider_by_hand
+from overhead.in_process import VARIANTS, Case, instrumented, our_provider, provider_by_hand
+from overhead.statistics_of_pairs import Rounds
 from overhead.workload import Agent, Workload
 
-VARIANTS = ("nothing", "by_hand", "ours")
 RUNS_PER_BATCH = {10: 10, 100: 1, 1000: 1}
 WARM_UP = {10: 100, 100: 15, 1000: 3}
 QUIETEST = 0.3
 """Share of a process's batches that count: the others met a neighbour."""
 
 
-@dataclass(frozen=True)
-class Sets:
-    """CPU microseconds a run: for each set of processes no tracing, by hand and ours."""
-
-    sets: Sequence[tuple[float, float, float]]
-
-    @property
-    def nothing(self) -> float:
-        """Mean over the sets."""
-        return mean(nothing for nothing, _, _ in self.sets)
-
-    @property
-    def added_by_hand(self) -> float:
-        """Mean over the sets of what spans by hand add."""
-        return mean(by_hand - nothing for nothing, by_hand, _ in self.sets)
-
-    @property
-    def added_by_us(self) -> float:
-        return mean(ours - nothing for nothing, _, ours in self.sets)
-
-    @property
-    def ratio(self) -> float:
-        return self.added_by_us / self.added_by_hand
-
-    def interval(self) -> tuple[float, float]:
-        """90 % of the ratios that the same sets give when they are drawn again (bootstrap)."""
-        chance = random.Random(1)
-        ratios = sorted(
-            Sets(chance.choices(self.sets, k=len(self.sets))).ratio for _ in range(1000)
-        )
-        return ratios[50], ratios[949]
-
-
-def measure(*, spans: int, state_bytes: int, extras: Extras, sets: int, seconds: float) -> Sets:
+def measure(case: Case, *, sets: int, seconds: float) -> Rounds:
     """Start `sets` times three processes, and let each three take turns for `seconds`."""
-    arguments = (str(spans), str(state_bytes), ",".join(sorted(extras)))
-    return Sets([_one_set(arguments, seconds) for _ in range(sets)])
+    found = [_one_set(case, seconds) for _ in range(sets)]
+    return Rounds(*zip(*found, strict=True), middle=mean)
 
 
-def _one_set(arguments: Sequence[str], seconds: float) -> tuple[float, float, float]:
+def _one_set(case: Case, seconds: float) -> list[float]:
+    """CPU microseconds a run of each variant, in new processes."""
     found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     chance = random.Random(1)
     with contextlib.ExitStack() as stack:
-        processes = {
-            variant: stack.enter_context(_start(variant, arguments)) for variant in VARIANTS
-        }
+        processes = {variant: stack.enter_context(_start(variant, case)) for variant in VARIANTS}
         for process in processes.values():  # each has warmed up
             _answer(process)
         end = time.monotonic() + seconds
@@ -87,13 +52,12 @@ def _one_set(arguments: Sequence[str], seconds: float) -> tuple[float, float, fl
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 found[variant].append(float(_answer(process)))
-    nothing, by_hand, ours = (_quiet_mean(found[variant]) for variant in VARIANTS)
-    return nothing, by_hand, ours
+    return [_quiet_mean(found[variant]) for variant in VARIANTS]
 
 
-def _start(variant: str, arguments: Sequence[str]) -> "subprocess.Popen[str]":
+def _start(variant: str, case: Case) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "overhead.side_by_side", variant, *arguments],
+        [sys.executable, "-m", "overhead.side_by_side", variant, str(case)],
         cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -116,20 +80,17 @@ def _quiet_mean(times: Sequence[float]) -> float:
 
 def main() -> None:
     """Be one of the processes: a batch for each line on stdin, until there is no more."""
-    variant, spans, state_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    extras = frozenset(filter(None, sys.argv[4].split(",")))
+    variant = sys.argv[1]
+    spans, state_bytes, extras = Case.parse(sys.argv[2])
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(BrokenPipeError))
-        agent = Agent()
-        provider, _ = (
-            stack.enter_context(our_provider(extras))
-            if variant == "ours"
-            else provider_by_hand(extras)
-        )
         if variant == "ours":
+            provider, _ = stack.enter_context(our_provider(extras))
             stack.enter_context(instrumented(provider))
-        elif variant == "by_hand":
-            agent = ByHand(provider.get_tracer("by hand"), spans=spans)
+        else:
+            provider, _ = provider_by_hand(extras)
+        tracer = provider.get_tracer("by hand")
+        agent = ByHand(tracer, spans=spans) if variant == "by_hand" else Agent()
         workload = Workload(agent, spans=spans, state_bytes=state_bytes)
         runner = stack.enter_context(asyncio.Runner())
 

@@ -1,7 +1,7 @@
-"""Small differences in noisy times: paired by round, best and median, and how sure it is."""
+"""Small differences in noisy times: paired by round, best and middle, and how sure it is."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,15 +13,17 @@ class Rounds:
     nothing: Sequence[float]
     by_hand: Sequence[float]
     ours: Sequence[float]
+    middle: Callable[[Iterable[float]], float] = median
+    """What makes one number of the rounds' differences."""
 
     @property
     def added_by_hand(self) -> float:
-        """Median of by hand minus no tracing, round by round."""
-        return _added(self.by_hand, self.nothing)
+        """The middle of by hand minus no tracing, round by round."""
+        return self._added(self.by_hand)
 
     @property
     def added_by_us(self) -> float:
-        return _added(self.ours, self.nothing)
+        return self._added(self.ours)
 
     @property
     def ratio(self) -> float:
@@ -40,7 +42,8 @@ class Rounds:
         ratios = []
         for _ in range(1000):
             drawn = chance.choices(range(count), k=count)
-            again = Rounds(*([column[i] for i in drawn] for column in self._columns))
+            columns = ([column[i] for i in drawn] for column in self._columns)
+            again = Rounds(*columns, middle=self.middle)
             ratios.append(again.ratio)
         ratios.sort()
         return ratios[50], ratios[949]
@@ -49,6 +52,5 @@ class Rounds:
     def _columns(self) -> tuple[Sequence[float], ...]:
         return self.nothing, self.by_hand, self.ours
 
-
-def _added(traced: Sequence[float], untraced: Sequence[float]) -> float:
-    return median(a - b for a, b in zip(traced, untraced, strict=True))
+    def _added(self, traced: Sequence[float]) -> float:
+        return self.middle(a - b for a, b in zip(traced, self.nothing, strict=True))
