@@ -46,7 +46,8 @@ MAX_HEADER_LENGTH: Final = {
 _MAX_LINKED_TRACESTATE: Final = 512  # a stranger's longer one is not worth its storage
 _W3C_HEADERS: Final = frozenset(MAX_HEADER_LENGTH)
 
-_CANCELLED_GRACE_S: Final = 2.0  # for requests that the server has cancelled
+CANCELLED_GRACE_S: Final = 2.0
+"""How long a shutdown waits for requests that the server has cancelled."""
 _TURN_S: Final = 0.05
 
 
@@ -195,7 +196,7 @@ class TrustMiddleware:
     async def _wait_for_cancelled(self) -> None:
         # In turns of the loop and not by a clock: where a machine stands still for seconds, the
         # time would be over before what was cancelled has had its first turn.
-        for _ in range(round(_CANCELLED_GRACE_S / _TURN_S)):
+        for _ in range(round(CANCELLED_GRACE_S / _TURN_S)):
             if not self._in_progress:
                 return
             await asyncio.sleep(_TURN_S)

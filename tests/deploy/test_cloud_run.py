@@ -14,6 +14,8 @@ import yaml
 
 from scripts import stack_tools
 from service.settings import Settings
+from spanloom.telemetry.settings import TelemetrySettings
+from spanloom.telemetry.trust import CANCELLED_GRACE_S
 from tests.deploy.apart import package
 from tests.deploy.dockerfile import ROOT, stages
 from tests.service.test_settings import environment_name
@@ -27,7 +29,7 @@ GIVEN = {
     "TAG": "0123abc",
     "COLLECTOR_HOST": "collector.internal",
 }
-FLUSH_S = 2 + 5
+FLUSH_S = CANCELLED_GRACE_S + TelemetrySettings().shutdown_timeout_s
 """What telemetry takes at most at the end: for what the server has cancelled, and to send."""
 KILLED_AFTER_S = 10
 """Cloud Run's time between SIGTERM and SIGKILL."""

@@ -15,6 +15,7 @@ from scripts import stack_tools
 from service.settings import Settings
 from spanloom import ports
 from spanloom.telemetry import pricing, settings
+from spanloom.telemetry.trust import CANCELLED_GRACE_S
 from tests.deploy import compose
 from tests.deploy.compose import FULL, ROOT, SMALL, MissingError
 from tests.deploy.dockerfile import stages
@@ -393,7 +394,7 @@ def test_the_service_waits_for_what_it_needs_and_never_for_telemetry() -> None:
 @every(OURS)
 def test_stopping_leaves_time_to_drain_and_flush(name: str) -> None:
     (grace,) = re.findall(r"AGENT_SHUTDOWN_GRACE_S=(\d+)", (ROOT / "Dockerfile").read_text("utf-8"))
-    flush = settings.TelemetrySettings().shutdown_timeout_s
+    flush = CANCELLED_GRACE_S + settings.TelemetrySettings().shutdown_timeout_s
     assert float(EVERYTHING[name]["stop_grace_period"].removesuffix("s")) >= int(grace) + flush
 
 

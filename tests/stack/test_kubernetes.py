@@ -18,6 +18,7 @@ from scripts import stack_tools
 from service.settings import Settings
 from spanloom import ports, semconv
 from spanloom.telemetry.settings import TelemetrySettings
+from spanloom.telemetry.trust import CANCELLED_GRACE_S
 from tests.deploy import kubernetes as k8s
 from tests.deploy.kubernetes import OVERLAYS, ROOT, Peer, Workload
 from tests.deploy.test_compose import read_by_telemetry
@@ -182,7 +183,7 @@ def test_probes_ask_where_somebody_answers(overlay: str) -> None:
 def test_a_pod_has_the_time_to_end_in_order(overlay: str) -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     grace = seconds(re.search(r"AGENT_SHUTDOWN_GRACE_S=(\d+)", dockerfile)[1])  # type: ignore[index]
-    flush = TelemetrySettings().shutdown_timeout_s
+    flush = CANCELLED_GRACE_S + TelemetrySettings().shutdown_timeout_s
     for name in ("api", "retrieval"):
         workload = k8s.workloads(overlay)[name]
         before = workload.container["lifecycle"]["preStop"]["sleep"]["seconds"]

@@ -221,21 +221,22 @@ def test_a_deadline_is_told_from_a_cancellation(
     assert attributes(spans["GET /deadline"])[semconv.SPANLOOM_DEADLINE_MS] == 50
 
 
-def test_sigterm_loses_nothing(
-    caller: Caller, receiver: Receiver, start_service: Callable[..., Service]
-) -> None:
+@pytest.fixture
+def holding(receiver: Receiver, start_service: Callable[..., Service]) -> Service:
+    """A service whose spans wait for a minute before they are sent by themselves."""
+    return start_service(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+
+
+def test_sigterm_loses_nothing(caller: Caller, receiver: Receiver, holding: Service) -> None:
     """Spans still waiting in the queue are sent before SIGTERM ends the service."""
-    service = start_service(
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000"
-    )
-    service.client.get("/items/a", headers=caller.headers())
-    service.stop()
+    holding.client.get("/items/a", headers=caller.headers())
+    holding.stop()
 
     assert len(receiver.spans_of(caller)) == 3
 
 
 def call_until_cut(service: Service, path: str, caller: Caller) -> threading.Thread:
-    """Ask in a thread for what never answers by itself."""
+    """Ask in a thread for what never answers by itself, and return once its handler has begun."""
 
     def call() -> None:
         with contextlib.suppress(httpx2.TransportError):
@@ -243,24 +244,16 @@ def call_until_cut(service: Service, path: str, caller: Caller) -> threading.Thr
 
     thread = threading.Thread(target=call)
     thread.start()
+    wait_for(lambda: any(line.get("event") == f"{path} began" for line in service.lines()))
     return thread
 
 
-def is_under_way(service: Service, path: str) -> bool:
-    """Whether the handler of `path` runs, by the line that it writes."""
-    return any(line.get("event") == f"{path} began" for line in service.lines())
-
-
 def test_sigterm_waits_for_requests_that_tidy_up(
-    caller: Caller, receiver: Receiver, start_service: Callable[..., Service]
+    caller: Caller, receiver: Receiver, holding: Service
 ) -> None:
     """A cancelled request that still has to close something ends its spans before they are sent."""
-    service = start_service(
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000"
-    )
-    asking = call_until_cut(service, "/tidy", caller)
-    wait_for(lambda: is_under_way(service, "/tidy"))
-    assert service.stop() == -signal.SIGTERM
+    asking = call_until_cut(holding, "/tidy", caller)
+    assert holding.stop() == -signal.SIGTERM
     asking.join()
 
     spans = {span.name: span for span in receiver.spans_of(caller)}
@@ -270,20 +263,16 @@ def test_sigterm_waits_for_requests_that_tidy_up(
 
 
 def test_sigterm_does_not_wait_for_a_request_that_ignores_it(
-    caller: Caller, receiver: Receiver, start_service: Callable[..., Service]
+    caller: Caller, receiver: Receiver, holding: Service
 ) -> None:
     """What is finished is sent, and the process ends."""
-    service = start_service(
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000"
-    )
-    service.client.get("/items/a", headers=caller.headers())
-    asking = call_until_cut(service, "/stubborn", Caller(uuid.uuid4().hex))
-    wait_for(lambda: is_under_way(service, "/stubborn"))
-    assert service.process.poll() is None
-    service.process.terminate()
+    holding.client.get("/items/a", headers=caller.headers())
+    asking = call_until_cut(holding, "/stubborn", Caller(uuid.uuid4().hex))
+    assert holding.process.poll() is None
+    holding.process.terminate()
     wait_for(lambda: len(receiver.spans_of(caller)) == 3)
-    service.process.kill()  # asyncio waits for the tasks of a loop that it closes
-    service.process.wait(30)
+    holding.process.kill()  # asyncio waits for the tasks of a loop that it closes
+    holding.process.wait(30)
     asking.join()
 
 
