@@ -257,7 +257,29 @@ def _open_locked(path: Path) -> int:
 
 
 def _merge(files: list[str]) -> list[Metric]:
-    return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+    metrics = list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+    for metric in metrics:
+        if metric.type == "histogram":
+            _leave_out_unfinished(metric)
+    return [metric for metric in metrics if metric.samples]
+
+
+def _leave_out_unfinished(histogram: Metric) -> None:
+    """Take out each series of which a worker has just begun to write the buckets, or was killed.
+
+    A series is written value by value, +Inf last, and has counted nothing before; readers refuse
+    the whole answer because of one without +Inf (OpenMetrics 1.0, section "Histogram").
+    """
+    finished = {
+        frozenset(sample.labels.items() - {("le", "+Inf")})
+        for sample in histogram.samples
+        if sample.labels.get("le") == "+Inf"
+    }
+    histogram.samples = [
+        sample
+        for sample in histogram.samples
+        if frozenset(pair for pair in sample.labels.items() if pair[0] != "le") in finished
+    ]
 
 
 def _is_sound(file: str) -> bool:

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Exemplar, Sample
 
@@ -227,15 +228,16 @@ import os, random, signal, sys, time
 from pathlib import Path
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from spanloom.telemetry import metrics
 
 folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 def total():
-    body = metrics.render(OPENMETRICS)[0].decode()
-    return sum(float(line.split()[1]) for line in body.splitlines()
-               if line.startswith("agent_requests_total{"))
+    families = text_string_to_metric_families(metrics.render(OPENMETRICS)[0].decode())
+    return sum(sample.value for family in families for sample in family.samples
+               if sample.name == "agent_requests_total")
 
 def child(body):
     pid = os.fork()
@@ -259,7 +261,8 @@ def work():
     for n in range(5):
         context = SpanContext(random.getrandbits(128), random.getrandbits(64), False, TraceFlags(1))
         with trace.use_span(NonRecordingSpan(context)):
-            metrics.record_request("/chat", "200", 0.3)
+            endpoint = f"/chat/{os.getpid()}" if n == 4 else "/chat"
+            metrics.record_request(endpoint, "200", 0.3)
     os.kill(os.getpid(), signal.SIGKILL)
 
 readers = [child(read) for _ in range(2)]
@@ -405,6 +408,24 @@ def test_what_a_kill_cut_off_is_skipped(tmp_path: Path, dead_pid: int) -> None:
     for _ in range(2):
         assert only_sample(shared).value == 5
         assert only_sample(shared).exemplar is not None
+
+
+def test_a_histogram_is_shown_once_its_last_bucket_is_written(tmp_path: Path) -> None:
+    """Each scrape parses, whatever part of a new series a worker has written or was killed in."""
+    db = MmapedDict(str(tmp_path / f"histogram_{os.getpid()}.db"))
+    parts = [("_sum", []), *(("_bucket", [bound]) for bound in ("0.1", "1.0", "+Inf"))]
+    shared = SharedMetrics(tmp_path)
+    shown = []
+    for endpoint in ("/问", "/new"):
+        for suffix, bound in parts:
+            names = ["endpoint", *(["le"] if bound else [])]
+            key = mmap_key("latency", f"latency{suffix}", names, [endpoint, *bound], "Latency.")
+            db.read_value(key)
+            body = generate_latest(shared.registry()).decode()
+            (family, *_) = [*text_string_to_metric_families(body), None]
+            shown.append({s.labels["endpoint"] for s in family.samples} if family else set())
+    assert shown == [set()] * 3 + [{"/问"}] * 4 + [{"/问", "/new"}]
+    db.close()
 
 
 def test_a_torn_exemplar_is_skipped_and_written_anew(tmp_path: Path) -> None:
