@@ -30,6 +30,9 @@ DIES_AT_ONCE = AGENT.replace(
     'print("ended", flush=True)', "telemetry.force_flush(30); import os; os.kill(os.getpid(), 9)"
 )
 
+# Killed between the answer to a span and its note of it, a process leaves it to be sent again.
+HANGS_WHEN_SENT = AGENT.replace("    with tool(", "    telemetry.force_flush(30)\n    with tool(")
+
 
 @pytest.fixture
 def target() -> Iterator[Target]:
@@ -129,7 +132,7 @@ def test_who_finds_the_spool_soon_ends_the_spans_and_the_reaper_does_not(
 ) -> None:
     env = {"SPANLOOM_REAPED_AFTER": "60", "SPANLOOM_SPOOL_DIR": str(tmp_path / "spool")}
     with Reap(tmp_path, target.url, after="60s") as reap:
-        with Agent(target.url, reap.otlp, **env) as agent:
+        with Agent(target.url, reap.otlp, script=HANGS_WHEN_SENT, **env) as agent:
             reap.waits_for(IN_FLIGHT, 2)
             agent.kill()
         with Agent(target.url, reap.otlp, script=FINDER, **env):
@@ -147,7 +150,7 @@ def test_who_finds_the_spool_late_leaves_the_spans_to_the_reaper(
 ) -> None:
     env = {"SPANLOOM_REAPED_AFTER": "5", "SPANLOOM_SPOOL_DIR": str(tmp_path / "spool")}
     with Reap(tmp_path, target.url) as reap:
-        with Agent(target.url, reap.otlp, **env) as agent:
+        with Agent(target.url, reap.otlp, script=HANGS_WHEN_SENT, **env) as agent:
             reap.waits_for(IN_FLIGHT, 2)
             agent.kill()
         reap.waits_for(DIED, 2)
