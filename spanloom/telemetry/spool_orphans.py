@@ -56,8 +56,13 @@ class Orphan:
         return sorted(self._folder.glob(f"{self.stem}.{signal}.*.spool"))
 
     def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for signal in _KINDS for path in self.paths(signal))
+        """Bytes on disk; another thread may be sending and deleting meanwhile."""
+        size = 0
+        for signal in _KINDS:
+            for path in self.paths(signal):
+                with contextlib.suppress(FileNotFoundError):
+                    size += path.stat().st_size
+        return size
 
     def has(self, signal: Signal) -> bool:
         """Whether something of a signal is left."""
