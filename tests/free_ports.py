@@ -4,9 +4,10 @@ import os
 import random
 import socket
 
-# Below what the kernel gives outgoing connections: nothing takes a port while its program is down.
-# Of the processes of one parallel run each takes its own, so neither does another's program.
-PORTS = range(20_000, 32_000)[
+# Below what the kernel gives outgoing connections, and what `spanloom up --ports auto` takes:
+# nothing takes a port while its program is down. Of the processes of one parallel run each takes
+# its own, so neither does another's program.
+PORTS = range(10_000, 13_000)[
     int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) :: int(
         os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     )

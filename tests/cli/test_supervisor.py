@@ -55,13 +55,14 @@ def test_a_process_is_awaited_until_its_health_answers_200(
 
 
 def test_a_process_that_never_gets_healthy_is_reported_with_its_answer(
-    supervisor: Supervisor, server_script: Path, tmp_path: Path
+    supervisor: Supervisor, server_script: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
     """The message has the address, the last answer and the end of the log."""
     (port,) = free_ports(1)
     command = server_command(server_script, "ill", tmp_path / "journal", "ready_after=9999")
     child = supervisor.start("ill", command, {**os.environ, "PORT": str(port)})
     url = f"http://127.0.0.1:{port}/health"
+    eventually(lambda: supervising.probe(url)[1].startswith("answers"))  # 3 s may not start Python
     with pytest.raises(NotHealthyError) as caught:
         supervisor.wait_healthy(child, url, 3, lambda _: None)
 

@@ -128,9 +128,9 @@ def start(tag: str, configuration: str, image: dict, port: str) -> None:
         start_new_session=True,
         preexec_fn=hear_all_signals,  # noqa: PLW1509 - there is one thread
     )
-    (FOLDER / "container.json").write_text(
-        json.dumps({"tag": tag, "configuration": configuration, "pid": process.pid})
-    )
+    draft = FOLDER / "container.json.new"  # who looks meanwhile must not find half of it
+    draft.write_text(json.dumps({"tag": tag, "configuration": configuration, "pid": process.pid}))
+    draft.replace(FOLDER / "container.json")
 
 
 def hear_all_signals() -> None:

@@ -23,7 +23,7 @@ from tests.free_ports import free_port
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-SECONDS = 90
+SECONDS = 180
 SENT = ("jaeger", "prometheus", "loki", "grafana")
 COMPOSE = """\
 services:
@@ -122,8 +122,9 @@ class Host:
     @property
     def running(self) -> str | None:
         """The tag of the container that runs."""
-        file = self.docker / "container.json"
-        return str(json.loads(file.read_text())["tag"]) if file.exists() else None
+        with contextlib.suppress(FileNotFoundError):
+            return str(json.loads((self.docker / "container.json").read_text())["tag"])
+        return None
 
     @property
     def in_progress(self) -> bool:
@@ -149,6 +150,10 @@ class Host:
         """Process ids of `docker compose` at work for this host."""
         program = str(HERE / "docker_program.py")
         return [*self._processes(sys.executable.encode(), program.encode())]
+
+    def wait_for_clients(self) -> None:
+        """Until `docker compose`, which outlives a script that is killed, holds no lock."""
+        wait_until(lambda: not self.clients(), "docker compose has ended")
 
     def _processes(self, *beginning: bytes) -> dict[int, int]:
         """Those of this host whose command line begins so, and each one's parent."""

@@ -14,7 +14,7 @@ from tests.deploy.host import Host, fake_host, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the host's side needs Linux")
 
-GATE_S = 10
+GATE_S = 20
 """For releases that will not pass it. A good one is in service in less, also on a busy machine."""
 
 
@@ -184,6 +184,7 @@ def test_a_killed_deploy_is_healed_by_going_back(host: Host, command: str) -> No
     (host.docker / "cut").write_text(command)
 
     killed = host.run("deploy", lost)
+    host.wait_for_clients()
     assert killed.returncode not in {0, 1, 2, 3, 4}, said(killed)
     assert host.in_progress
     assert host.good == [good]
@@ -200,6 +201,7 @@ def test_a_killed_deploy_is_healed_by_the_next_one(host: Host) -> None:
     good = deployed(host)
     (host.docker / "cut").write_text("up")
     host.run("deploy", host.release("unhealthy"))
+    host.wait_for_clients()
 
     following = deployed(host)
 
@@ -214,6 +216,7 @@ def test_a_killed_deploy_is_healed_by_one_that_cannot_even_be_pulled(host: Host)
     wait_until(lambda: host.running == bad, "the bad release runs")
     host.kill_script()
     start.communicate()
+    host.wait_for_clients()
     assert host.running == bad
 
     done = host.run("deploy", host.release(pushed=False))
@@ -246,6 +249,7 @@ def test_a_killed_restoration_is_healed(host: Host) -> None:
     bad = host.release("unhealthy")
     (host.docker / "cut").write_text("logs")
     host.run("deploy", bad, gate=GATE_S)
+    host.wait_for_clients()
     assert host.running == bad
 
     healed = host.run("rollback")
@@ -259,6 +263,7 @@ def test_a_killed_rollback_is_finished_by_the_next(host: Host) -> None:
     first, second = deployed(host), deployed(host)
     (host.docker / "cut").write_text("up")
     host.run("rollback")
+    host.wait_for_clients()
     assert host.good == [first, second]
 
     done = host.run("rollback")

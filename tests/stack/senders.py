@@ -24,6 +24,8 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, format_span_id, form
 from opentelemetry.trace import set_span_in_context as within
 
 MS = 1_000_000
+# What is not acknowledged in this time the SDK drops; the books have it already.
+PATIENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Sender:
         self._spans = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._spans.add_span_processor(
             BatchSpanProcessor(
-                OTLPSpanExporter(f"{self.url}/v1/traces"),
+                OTLPSpanExporter(f"{self.url}/v1/traces", timeout=PATIENCE_S),
                 max_queue_size=200_000,
                 schedule_delay_millis=200,
             )
@@ -57,13 +59,14 @@ class Sender:
         self._logs = LoggerProvider(resource=resource, shutdown_on_exit=False)
         self._logs.add_log_record_processor(
             BatchLogRecordProcessor(
-                OTLPLogExporter(f"{self.url}/v1/logs"),
+                OTLPLogExporter(f"{self.url}/v1/logs", timeout=PATIENCE_S),
                 max_queue_size=200_000,
                 schedule_delay_millis=200,
             )
         )
         reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(f"{self.url}/v1/metrics"), export_interval_millis=500
+            OTLPMetricExporter(f"{self.url}/v1/metrics", timeout=PATIENCE_S),
+            export_interval_millis=500,
         )
         self._metrics = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
         self.tracer = self._spans.get_tracer("tests.stack")

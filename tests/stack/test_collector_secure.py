@@ -74,6 +74,7 @@ def by_http(secure: Collector, certificate_file: str, token: str) -> OTLPSpanExp
         f"{secure.http.replace('http:', 'https:')}/v1/traces",
         certificate_file=certificate_file,
         headers={"authorization": f"Bearer {token}"},
+        timeout=60,
     )
 
 
@@ -88,6 +89,7 @@ def test_with_the_certificate_and_the_token_spans_arrive_by_both_transports(
                 secure.grpc,
                 credentials=grpc.ssl_channel_credentials(pem.read_bytes()),
                 headers=(("authorization", f"Bearer {TOKEN}"),),
+                timeout=60,
             ),
             "secure",
         ),
@@ -155,7 +157,7 @@ def test_an_agent_reaches_its_gateway_over_tls_with_a_token(
     agent.command = [*agent.command, "--config", str(root / "secure-agent.yaml")]
 
     with gateway, agent:
-        span_id = send(OTLPSpanExporter(f"{agent.http}/v1/traces"), "through-tls")
+        span_id = send(OTLPSpanExporter(f"{agent.http}/v1/traces", timeout=60), "through-tls")
         eventually(
             lambda: queries.jaeger_span_ids(traces.url, "through-tls"),
             lambda seen: seen == [span_id],

@@ -6,6 +6,7 @@ sender ─▶ agent ─ by trace id ─┬▶ gateway 1 ─┬▶ Jaeger      (k
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 ORDINARY = 1_500
 OF_EACH = 40
-WAIT_S = 8
+WAIT_S = 30  # a busy machine has not sent the roots, or killed a gateway, in a few seconds
 AFTER_ROOT_S = 2
 
 
@@ -200,8 +201,14 @@ def test_counts_are_of_all_traces_and_exemplars_of_kept_ones(tiers: Tiers, sent:
         )
     shares = queries.prometheus(url, f'sum by (collector_instance_id) ({calls[:-1]},traces=""}})')
     assert len([series for series in shares if float(series["value"][1]) > 0]) == 2
-    assert queries.prometheus_value(url, f'sum({calls[:-1]},traces="kept"}})') == 0
-    assert queries.prometheus_value(url, f'sum({buckets[:-1]},traces="kept"}})') == 0
+    for series in (calls, buckets):
+        kept = f'sum({series[:-1]},traces="kept"}})'
+        seen = eventually(
+            lambda kept=kept: queries.prometheus_value(url, kept),
+            lambda value: not math.isnan(value),
+            kept,
+        )
+        assert seen == 0
 
     everything = '{__name__=~"traces_span_metrics_.+"}'
     exemplars = eventually(
@@ -324,7 +331,7 @@ def test_an_agent_killed_loses_nothing_it_had_acknowledged(tiers: Tiers) -> None
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_gateway_that_stops_in_order_decides_first(tiers: Tiers, how: str) -> None:
     """Traces that wait for a decision are decided on and sent; those of a killed one are lost."""
-    # Each child and its failing sibling; the decision is due 8 s after the first.
+    # Each child and its failing sibling; the decision is due WAIT_S after the first.
     wanted = tiers.handed_on() + 200
     with sender(tiers.agent.http, f"waiting-{how}") as shop:
         waiting = [left_waiting(shop) for _ in range(100)]

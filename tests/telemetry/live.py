@@ -68,8 +68,11 @@ class Receiver:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128  # of five, a busy moment leaves the sixth to wait for a second
+
+        self._server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -102,7 +105,7 @@ class Receiver:
         self._server.server_close()
 
 
-def wait_for(found: Callable[[], Any], timeout_s: float = 30) -> Any:
+def wait_for(found: Callable[[], Any], timeout_s: float = 60) -> Any:
     end = time.monotonic() + timeout_s
     while not (result := found()):
         if time.monotonic() > end:
@@ -119,10 +122,10 @@ def child_environment(**extra: str) -> dict[str, str]:
 class Script:
     """Runs Python in a process of its own; `setup` may happen once a process."""
 
-    def run(self, text: str, *, timeout_s: float = 60, **environment: str) -> Any:
+    def run(self, text: str, *, timeout_s: float = 100, **environment: str) -> Any:
         return self._run(["-c", text], timeout_s, environment)
 
-    def run_file(self, path: Path, *, timeout_s: float = 60, **environment: str) -> Any:
+    def run_file(self, path: Path, *, timeout_s: float = 100, **environment: str) -> Any:
         return self._run([str(path)], timeout_s, environment)
 
     def _run(self, arguments: list[str], timeout_s: float, environment: dict[str, str]) -> Any:
@@ -168,10 +171,10 @@ class Service:
 
     def lines(self) -> list[dict[str, Any]]:
         """Every stdout line, each of which has to be a JSON object."""
-        complete, _, _ = self.stdout_path.read_text(encoding="utf-8").rpartition("\n")
-        return [json.loads(line) for line in complete.split("\n") if line]
+        complete, _, _ = self.stdout_path.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in complete.split(b"\n") if line]
 
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)

@@ -57,7 +57,10 @@ def main() -> None:
     partial.write_text(str(listening.getsockname()[1]))
     partial.rename(port_file)
     config = uvicorn.Config(
-        "tests.telemetry.metrics_service:create_app", factory=True, workers=WORKERS
+        "tests.telemetry.metrics_service:create_app",
+        factory=True,
+        workers=WORKERS,
+        timeout_worker_healthcheck=60,  # who is slow for five seconds would be killed and replaced
     )
     Multiprocess(config, sockets=[listening]).run()
 

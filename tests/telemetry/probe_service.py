@@ -141,9 +141,9 @@ async def cut_fetch(url: str) -> dict[str, str]:
 
 @app.get("/fetch")
 async def fetch(url: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient(follow_redirects=True) as client:
+    async with httpx2.AsyncClient(follow_redirects=True, timeout=60) as client:
         answer = await client.get(url)
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=60) as client:
         client.get(url)
     return {"trace_id": current_trace_id(), "status": answer.status_code}
 

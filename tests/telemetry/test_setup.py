@@ -197,7 +197,7 @@ def test_forked_children_report_for_themselves(script: Script, receiver: Receive
         "with step('before'): pass\n"
         "child = os.fork()\n"
         "with step('child' if child == 0 else 'parent'): pass\n"
-        "telemetry.force_flush()\n"
+        "telemetry.force_flush(30)\n"
         "if child == 0: os._exit(0)\n"
         "os.waitpid(child, 0)\n",
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
