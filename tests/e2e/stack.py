@@ -92,7 +92,7 @@ class Stack:
     process: subprocess.Popen[str]
     document: dict[str, Any]
     data_dir: Path
-    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=60))
+    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=120))
 
     @property
     def api(self) -> str:

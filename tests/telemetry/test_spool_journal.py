@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from opentelemetry.sdk.resources import Resource
@@ -7,6 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from spanloom.telemetry import spool_format
 from spanloom.telemetry.otlp_encoding import Encoded, Origin
 from spanloom.telemetry.spool_journal import Journal
+from spanloom.telemetry.spool_orphans import LOCK, Orphan, segment_path
 
 
 def test_without_a_free_descriptor_what_is_on_disk_waits(tmp_path: Path) -> None:
@@ -75,3 +78,29 @@ def test_a_segment_that_is_gone_is_counted(tmp_path: Path) -> None:
 
     assert arrived == [b"%d" % number for number in range(sum(lost), 3000)]
     assert 0 < sum(lost) < 3000
+
+
+def test_an_orphan_is_measured_while_its_segments_are_sent_and_deleted(tmp_path: Path) -> None:
+    """Else an orphan found in this moment stays locked, and nobody sends it."""
+    staying = segment_path(tmp_path, "1-1-a", "logs", 1)
+    staying.write_bytes(b"x" * 100)
+    going = segment_path(tmp_path, "1-1-a", "traces", 1)
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.is_set():
+            going.write_bytes(spool_format.header())
+            going.unlink()
+
+    lock = os.open(tmp_path / f"1-1-a{LOCK}", os.O_RDWR | os.O_CREAT)
+    orphan = Orphan(tmp_path, "1-1-a", lock)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        sizes = {orphan.size() for _ in range(3000)}
+    finally:
+        ended.set()
+        sender.join()
+        os.close(lock)
+    assert min(sizes) == 100
+    assert max(sizes) <= 100 + len(spool_format.header())
