@@ -129,7 +129,7 @@ async def test_only_a_wait_is_a_span(settings: Settings, spans: InMemorySpanExpo
         assert spans.get_finished_spans() == ()
         async with one.turn("thread"):
             waiting = [asyncio.create_task(take(sessions)) for sessions in (one, two)]
-            await asyncio.sleep(1)  # until a server has told each that there is a wait
+            await asyncio.sleep(3)  # until a server has told each that there is a wait
         async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*waiting)
 

@@ -172,7 +172,7 @@ async def test_a_server_that_is_away_is_said_at_once_and_found_when_it_is_back(
     own_server: PostgresServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Turns, memory and the readiness check fail with what the API answers as 503."""
-    async with opened(own_server.url(), tmp_path, database_timeout_s=0.5) as sessions:
+    async with opened(own_server.url(), tmp_path, database_timeout_s=3) as sessions:
         await run_once(sessions, "thread")
         own_server.stop()
         with pytest.raises(DependencyUnavailableError, match="sessions is unavailable"):
@@ -198,7 +198,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for_forever(
 ) -> None:
     """Its processes are stopped as a frozen disk or network would stop them."""
     url = own_server.url()
-    async with opened(url, tmp_path, database_timeout_s=0.5) as sessions:
+    async with opened(url, tmp_path, database_timeout_s=3) as sessions:
         await run_once(sessions, "thread")
         backends = f"SELECT array_agg(pid) {OURS}"
         stopped = [own_server.pid, *ask(url, backends)]
@@ -218,7 +218,7 @@ async def test_a_server_that_fails_while_tidying_up_costs_no_answer(
     own_server: PostgresServer, tmp_path: Path
 ) -> None:
     """The answer is remembered already; older checkpoints go with the next turn."""
-    async with opened(own_server.url(), tmp_path, database_timeout_s=0.5) as sessions:
+    async with opened(own_server.url(), tmp_path, database_timeout_s=3) as sessions:
         await run_once(sessions, "thread")
         own_server.stop()
 
@@ -304,7 +304,7 @@ async def test_the_api_says_when_the_database_is_down(
     start: Start, llm: FakeLLM, own_server: PostgresServer
 ) -> None:
     """/ready names it, /chat answers 503 and says when to try again, and both recover."""
-    api = await start(database_url=own_server.url(), database_timeout_s=0.5)
+    api = await start(database_url=own_server.url(), database_timeout_s=3)
     assert (await api.ask(session_id="s")).status_code == 200
     assert (await api.client.get("/ready")).status_code == 200
 

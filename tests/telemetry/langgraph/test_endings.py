@@ -76,12 +76,14 @@ def test_the_event_is_on_the_tool_where_the_tool_raised(recorded: Any) -> None:
 
 async def test_a_failing_branch_cancels_the_others(recorded: Any) -> None:
     """The branch that failed is the error; those LangGraph cut are cancelled."""
+    other_runs = asyncio.Event()
 
     async def bad(state: State) -> State:
-        await asyncio.sleep(0.02)
+        await other_runs.wait()
         raise LookupError("x")
 
     async def slow(state: State) -> State:
+        other_runs.set()
         await asyncio.Event().wait()
         return {}
 
@@ -138,7 +140,7 @@ async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded: Any) 
         await slow.ainvoke({"word": "x"})
         return {}
 
-    graph = chain("g", options={"timeout": TimeoutPolicy(run_timeout=0.05)}, node=node)
+    graph = chain("g", options={"timeout": TimeoutPolicy(run_timeout=1.0)}, node=node)
     with pytest.raises(NodeTimeoutError):
         await graph.ainvoke({})
     async with asyncio.timeout(60):
@@ -149,7 +151,7 @@ async def test_a_node_timeout_is_a_timeout_for_everything_it_cut(recorded: Any) 
     for name in ("execute_tool slow", "invoke_node node", "invoke_workflow g"):
         assert recorded.outcome(name) == ("ERROR", "timeout"), name
     assert recorded.exceptions() == [("invoke_node node", "langgraph.errors.NodeTimeoutError")]
-    assert recorded.attributes("invoke_node node")["spanloom.deadline_ms"] == 50
+    assert recorded.attributes("invoke_node node")["spanloom.deadline_ms"] == 1_000
     assert recorded.tree() == [["invoke_workflow g", [["invoke_node node", ["execute_tool slow"]]]]]
 
 
@@ -165,7 +167,7 @@ async def test_a_node_timeout_that_is_retried(recorded: Any) -> None:
         return {}
 
     options = {
-        "timeout": TimeoutPolicy(run_timeout=0.05),
+        "timeout": TimeoutPolicy(run_timeout=1.0),
         "retry_policy": RetryPolicy(max_attempts=2, initial_interval=0.001, jitter=False),
     }
     await chain("g", options=options, node=node).ainvoke({})
@@ -182,7 +184,7 @@ async def test_wait_for_around_a_run_cancels_it(recorded: Any) -> None:
         return {}
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(chain("g", slow=slow).ainvoke({}), 0.05)
+        await asyncio.wait_for(chain("g", slow=slow).ainvoke({}), 1)
     assert recorded.outcome("invoke_node slow") == ("ERROR", "cancelled")
     assert recorded.outcome("invoke_workflow g") == ("ERROR", "cancelled")
     assert recorded.exceptions() == []
@@ -196,11 +198,11 @@ async def test_a_deadline_around_a_run_is_a_timeout(recorded: Any) -> None:
         return {}
 
     with pytest.raises(TimeoutError):
-        async with deadline(0.05):
+        async with deadline(1):
             await chain("g", slow=slow).ainvoke({})
     for name in ("invoke_node slow", "invoke_workflow g"):
         assert recorded.outcome(name) == ("ERROR", "timeout")
-        assert recorded.attributes(name)["spanloom.deadline_ms"] == 50
+        assert recorded.attributes(name)["spanloom.deadline_ms"] == 1_000
 
 
 @has_node_cancelled

@@ -124,7 +124,7 @@ async def test_a_client_that_disconnects_cancels_the_run(recorded: Any, url: str
     async with httpx2.AsyncClient() as client, client.stream("GET", url) as response:
         async for _ in response.aiter_text():
             break
-    for _ in range(500):
+    for _ in range(3_000):
         if recorded.all("invoke_workflow g"):
             break
         await asyncio.sleep(0.01)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import threading
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -193,7 +193,7 @@ async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded: Any) 
 
     await read_one()
     gc.collect()
-    for _ in range(100):
+    for _ in range(3_000):
         if recorded.all("invoke_workflow g"):
             break
         await asyncio.sleep(0.01)
@@ -203,14 +203,18 @@ async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded: Any) 
 async def test_a_reader_cancelled_while_the_graph_works(recorded: Any) -> None:
     """The client is gone: ERROR, cancelled, on the run and on the node it cut."""
 
-    async def read() -> None:
-        async for _ in graph(gate=asyncio.Event()).astream({}, stream_mode="updates"):
-            started.set()
+    class Gate(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            reached.set()
+            return await super().wait()
 
-    started = asyncio.Event()
+    async def read() -> None:
+        async for _ in graph(gate=Gate()).astream({}, stream_mode="updates"):
+            pass
+
+    reached = asyncio.Event()
     task = asyncio.create_task(read())
-    await started.wait()
-    await asyncio.sleep(0.02)
+    await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
