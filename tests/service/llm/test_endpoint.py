@@ -405,7 +405,7 @@ def test_a_slow_model_stops_when_the_caller_leaves(data_dir: Path, collector: Co
             with raw.stream("POST", url, json=body(stream=True), headers=header) as reply:
                 assert next(reply.iter_lines()).startswith("data: ")
             header = {"traceparent": f"00-{whole}-00f067aa0ba902b7-01"}
-            impatient = httpx2.Timeout(60, read=1)
+            impatient = httpx2.Timeout(60, read=4)
             with pytest.raises(httpx2.ReadTimeout):
                 raw.post(url, json=body(), headers=header, timeout=impatient)
         for trace_id in (streamed, whole):
