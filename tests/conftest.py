@@ -1,18 +1,22 @@
 """What `spanloom.telemetry.setup` installs in the test process is there for its own tests only."""
 
+import contextlib
+
 import pytest
-from hypothesis import HealthCheck, settings
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 
 from spanloom.telemetry import endings, sdk
 from spanloom.telemetry.langgraph import LangGraphInstrumentor
 
 # As hypothesis does by itself where CI is set: how long one example takes, and how fast data is
-# drawn, says how busy the machine is.
-settings.register_profile(
-    "busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("busy")
+# drawn, says how busy the machine is. The environments of other LangGraphs do without it.
+with contextlib.suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("busy")
 
 
 class ProcessTelemetry:
