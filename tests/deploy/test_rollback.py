@@ -44,6 +44,16 @@ def deployed(host: Host, **how: str) -> str:
     return tag
 
 
+def killed_at(
+    host: Host, command: str, script: str, *arguments: str, gate: int = 60
+) -> subprocess.CompletedProcess[str]:
+    """A script that is killed as it calls that command of docker compose, which outlives it."""
+    (host.docker / "cut").write_text(command)
+    done = host.run(script, *arguments, gate=gate)
+    host.wait_for_clients()
+    return done
+
+
 def test_a_good_release_goes_into_service_with_its_configuration(host: Host) -> None:
     first = deployed(host)
     second = host.release()
@@ -181,10 +191,9 @@ def test_a_rollback_that_fails_leaves_what_was_in_service(host: Host) -> None:
 def test_a_killed_deploy_is_healed_by_going_back(host: Host, command: str) -> None:
     good = deployed(host)
     lost = host.release("unhealthy")
-    (host.docker / "cut").write_text(command)
 
-    killed = host.run("deploy", lost)
-    host.wait_for_clients()
+    killed = killed_at(host, command, "deploy", lost)
+
     assert killed.returncode not in {0, 1, 2, 3, 4}, said(killed)
     assert host.in_progress
     assert host.good == [good]
@@ -199,9 +208,7 @@ def test_a_killed_deploy_is_healed_by_going_back(host: Host, command: str) -> No
 
 def test_a_killed_deploy_is_healed_by_the_next_one(host: Host) -> None:
     good = deployed(host)
-    (host.docker / "cut").write_text("up")
-    host.run("deploy", host.release("unhealthy"))
-    host.wait_for_clients()
+    killed_at(host, "up", "deploy", host.release("unhealthy"))
 
     following = deployed(host)
 
@@ -247,9 +254,7 @@ def test_a_killed_restoration_is_healed(host: Host) -> None:
     """Killed a second time, while it goes back."""
     good = deployed(host)
     bad = host.release("unhealthy")
-    (host.docker / "cut").write_text("logs")
-    host.run("deploy", bad, gate=GATE_S)
-    host.wait_for_clients()
+    killed_at(host, "logs", "deploy", bad, gate=GATE_S)
     assert host.running == bad
 
     healed = host.run("rollback")
@@ -261,9 +266,7 @@ def test_a_killed_restoration_is_healed(host: Host) -> None:
 def test_a_killed_rollback_is_finished_by_the_next(host: Host) -> None:
     """Not turned round: whoever began it wanted to leave the newer release."""
     first, second = deployed(host), deployed(host)
-    (host.docker / "cut").write_text("up")
-    host.run("rollback")
-    host.wait_for_clients()
+    killed_at(host, "up", "rollback")
     assert host.good == [first, second]
 
     done = host.run("rollback")

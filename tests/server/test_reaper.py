@@ -22,6 +22,7 @@ from tests.builders_inflight import announced, heartbeat
 from tests.server.running import WAIT_S, Client, running
 
 REAP_AFTER_S = 2.0
+DIED = 'spanloom_reaped_spans_total{error_type="process_died"}'
 
 
 def eventually(look: Callable[[], Any]) -> Any:
@@ -75,8 +76,7 @@ def test_a_dead_process_leaves_ended_spans(tmp_path: Path) -> None:
         }
         assert chat.resource.attributes["service.instance.id"] == "p1"
         assert metric(server, "spanloom_inflight_spans") == 0
-        died = 'spanloom_reaped_spans_total{error_type="process_died"}'
-        eventually(lambda: metric(server, died) == 2)  # counted after it is stored
+        eventually(lambda: metric(server, DIED) == 2)  # counted after it is stored
 
         truth = span("chat", 2, parent=1, duration_ms=30_000)
         server.send(spans=[truth])
@@ -207,8 +207,7 @@ def test_many_open_spans_are_ended_at_once(tmp_path: Path) -> None:
 
         assert len(trace.spans) == 2500
         assert {one.span_id for one in trace.spans} == {span_id(n) for n in range(1, 2501)}
-        died = 'spanloom_reaped_spans_total{error_type="process_died"}'
-        eventually(lambda: metric(server, died) == 2500)  # counted after it is stored
+        eventually(lambda: metric(server, DIED) == 2500)  # counted after it is stored
 
 
 def test_the_jaeger_api_shows_one_version_of_a_span(tmp_path: Path) -> None:

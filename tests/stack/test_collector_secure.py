@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from tests.stack import queries
 from tests.stack.programs import Collector, Jaeger, collector, jaeger
 from tests.stack.queries import eventually
+from tests.stack.senders import PATIENCE_S
 from tests.stack.test_collector_config import certificate
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
@@ -74,7 +75,7 @@ def by_http(secure: Collector, certificate_file: str, token: str) -> OTLPSpanExp
         f"{secure.http.replace('http:', 'https:')}/v1/traces",
         certificate_file=certificate_file,
         headers={"authorization": f"Bearer {token}"},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -89,7 +90,7 @@ def test_with_the_certificate_and_the_token_spans_arrive_by_both_transports(
                 secure.grpc,
                 credentials=grpc.ssl_channel_credentials(pem.read_bytes()),
                 headers=(("authorization", f"Bearer {TOKEN}"),),
-                timeout=60,
+                timeout=PATIENCE_S,
             ),
             "secure",
         ),
@@ -157,7 +158,9 @@ def test_an_agent_reaches_its_gateway_over_tls_with_a_token(
     agent.command = [*agent.command, "--config", str(root / "secure-agent.yaml")]
 
     with gateway, agent:
-        span_id = send(OTLPSpanExporter(f"{agent.http}/v1/traces", timeout=60), "through-tls")
+        span_id = send(
+            OTLPSpanExporter(f"{agent.http}/v1/traces", timeout=PATIENCE_S), "through-tls"
+        )
         eventually(
             lambda: queries.jaeger_span_ids(traces.url, "through-tls"),
             lambda seen: seen == [span_id],

@@ -301,6 +301,7 @@ def test_a_panels_search_in_jaeger_finds_traces(
     if "tags" in search:
         params["tags"] = json.dumps(dict(pair.split("=", 1) for pair in search["tags"].split()))
     if "minDuration" in search:
-        params["minDuration"] = search["minDuration"]  # a request that hangs takes longer
+        assert search["minDuration"] == "10s"  # a request that hangs takes longer
+        params["minDuration"] = search["minDuration"]
     url = f"{live.stack.jaeger.url}/api/traces"
     eventually(lambda: data(url, **params), title)

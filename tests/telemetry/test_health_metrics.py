@@ -136,6 +136,7 @@ def test_the_date_stays_while_the_process_is_stopped(start: Callable[..., Scrape
     process = start()
     process.do("hanging")
     wait_for(lambda: process.value(OLDEST) < math.inf)
+    assert process.value(OPEN) == 1
     dates = {process.value(OLDEST)}
     process.do("another")
     wait_for(lambda: process.value(OPEN) == 2)

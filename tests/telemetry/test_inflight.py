@@ -188,15 +188,13 @@ time.sleep(600)
     wait_for(lambda: len(events(receiver, semconv.EVENT_SPAN_OPEN)) >= MAX_ANNOUNCED)
 
     # A heartbeat that comes with the announcements counts the others, and lists nothing yet.
-    def complete() -> list[dict[str, Any]]:
-        return [
-            beat
-            for beat in heartbeats(receiver)[-1:]
-            if beat.get(semconv.SPANLOOM_HEARTBEAT_UNANNOUNCED) == 10_000 - MAX_ANNOUNCED
-            and beat[semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS]
-        ]
+    def complete() -> dict[str, Any] | None:
+        beat = heartbeats(receiver)[-1]
+        others = beat.get(semconv.SPANLOOM_HEARTBEAT_UNANNOUNCED)
+        listed = beat.get(semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS)
+        return beat if others == 10_000 - MAX_ANNOUNCED and listed else None
 
-    (beat,) = wait_for(complete)
+    beat = wait_for(complete)
 
     announced = events(receiver, semconv.EVENT_SPAN_OPEN)
     names = {attributes(one)[semconv.SPANLOOM_SPAN_NAME] for one in announced}

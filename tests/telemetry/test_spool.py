@@ -87,7 +87,10 @@ class Processes:
         )
 
     def crash(self, text: str, url: str, **environment: str) -> None:
-        mark = self.start(text, url, **environment)
+        self.kill_at(self.start(text, url, **environment))
+
+    def kill_at(self, mark: Path) -> None:
+        """Kill the one started last once it has set its mark."""
         wait_for(lambda: mark.exists() or self.started[-1].poll() is not None)
         assert self.started[-1].poll() is None
         self.started[-1].kill()
@@ -168,14 +171,24 @@ def test_without_the_spool_at_most_a_batch_delay_is_missing(
     receiver: Receiver, processes: Processes
 ) -> None:
     """What ended earlier than the batch delay before kill -9 is there."""
-    mark = processes.start("work(0, 50)\nready()", receiver.url, SPANLOOM_SPOOL_DIR="")
+    mark = processes.start(
+        """
+work(0, 50)
+while not os.path.exists(sys.argv[1] + ".go"): time.sleep(0.05)
+work(50, 60)
+ready()
+""",
+        receiver.url,
+        SPANLOOM_SPOOL_DIR="",
+    )
     # Nothing has asked for it: they are sent by themselves, and a kill cannot take them back.
-    wait_for(lambda: set(names(receiver)) == {f"span {number}" for number in range(50)}, 60)
-    wait_for(mark.exists)
-    processes.started[-1].kill()
-    processes.started[-1].wait()
+    early = {f"span {number}" for number in range(50)}
+    wait_for(lambda: set(names(receiver)) == early)
+    mark.with_name(f"{mark.name}.go").touch()
+    processes.kill_at(mark)
 
-    assert names(receiver) == {f"span {number}": 1 for number in range(50)}
+    arrived = names(receiver)
+    assert {name: arrived[name] for name in early} == dict.fromkeys(early, 1)
 
 
 def test_a_backend_that_was_dead_gets_everything(

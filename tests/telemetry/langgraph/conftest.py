@@ -1,5 +1,6 @@
 """A tracer provider of its own, the instrumentor on it, and a real loopback server to call."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,14 @@ class Recorded:
         found = self.all(name)
         assert len(found) == 1, f"{len(found)} spans {name!r} among {[s.name for s in self.spans]}"
         return found[0]
+
+    async def ended(self, name: str, times: int = 1) -> ReadableSpan:
+        """The first of that name, once so many have ended: some outlive what the test awaits."""
+        for _ in range(3_000):
+            if len(found := self.all(name)) >= times:
+                return found[0]
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{name} has not ended {times} times")
 
     def attributes(self, name: str) -> dict[str, Any]:
         return dict(self.one(name).attributes or {})

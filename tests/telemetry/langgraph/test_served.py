@@ -124,10 +124,7 @@ async def test_a_client_that_disconnects_cancels_the_run(recorded: Any, url: str
     async with httpx2.AsyncClient() as client, client.stream("GET", url) as response:
         async for _ in response.aiter_text():
             break
-    for _ in range(3_000):
-        if recorded.all("invoke_workflow g"):
-            break
-        await asyncio.sleep(0.01)
+    await recorded.ended("invoke_workflow g")
     assert recorded.outcome("invoke_node endless") == ("ERROR", "cancelled")
     assert recorded.outcome("invoke_workflow g") == ("ERROR", "cancelled")
 
@@ -141,23 +138,14 @@ async def read_two_tokens(url: str) -> None:
                 break  # the model says no more, and nobody waits for it
 
 
-async def ended(recorded: Any, name: str) -> Any:
-    """The one span of that name below a run of a graph, once it has ended."""
-    for _ in range(3_000):
-        if found := recorded.all(name):
-            return found[0]
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{name} has not ended")
-
-
 async def test_a_client_that_disconnects_in_a_model_call(recorded: Any, url: str) -> None:
     """Everything it cut is cancelled, and the chat span keeps what had been streamed until then."""
     loading = estimate.load()
     assert loading is not None
     loading.join()
     await read_two_tokens(f"{url}model/task")
-    run = await ended(recorded, "invoke_workflow g")
-    chat = await ended(recorded, "chat stalling")
+    run = await recorded.ended("invoke_workflow g")
+    chat = await recorded.ended("chat stalling")
     for name in ("invoke_workflow g", "invoke_node talk", "chat stalling"):
         assert recorded.outcome(name) == ("ERROR", "cancelled")
     assert recorded.exceptions() == []
@@ -179,11 +167,11 @@ async def test_what_goes_on_without_its_client_is_shown_as_going_on(
     clean-up short, and the node stays in its model call.
     """
     await read_two_tokens(f"{url}model/answer")
-    run = await ended(recorded, "invoke_workflow g")
+    run = await recorded.ended("invoke_workflow g")
     assert recorded.outcome("invoke_workflow g") == ("ERROR", "cancelled")
     assert bool(recorded.all("invoke_node talk")) is over.is_set()
     server.release.set()  # the model ends what it says, and the node learns of it
-    node = await ended(recorded, "invoke_node talk")
+    node = await recorded.ended("invoke_node talk")
     assert over.is_set()
     assert node.parent.span_id == run.context.span_id
     assert recorded.parent(recorded.one("chat stalling")) == "invoke_node talk"

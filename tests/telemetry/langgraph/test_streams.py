@@ -193,10 +193,7 @@ async def test_a_reader_that_breaks_off_has_abandoned_the_stream(recorded: Any) 
 
     await read_one()
     gc.collect()
-    for _ in range(3_000):
-        if recorded.all("invoke_workflow g"):
-            break
-        await asyncio.sleep(0.01)
+    await recorded.ended("invoke_workflow g")
     assert recorded.outcome("invoke_workflow g") == ("UNSET", "abandoned_stream")
 
 
