@@ -1,6 +1,7 @@
 """What `spanloom.telemetry.setup` installs in the test process is there for its own tests only."""
 
 import contextlib
+import os
 
 import pytest
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
@@ -17,6 +18,11 @@ with contextlib.suppress(ImportError):
         "busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("busy")
+
+
+# Unbuffered, `print` writes a line and its end apart, and another thread's log line gets between: a
+# test that waits for the line waits for ever. Processes that tests start inherit this.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 class ProcessTelemetry:
