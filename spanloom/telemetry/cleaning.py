@@ -161,13 +161,30 @@ def _clean_attributes(attributes: Mapping[str, Any] | None, dropped: int) -> Map
     for name, value in (attributes or {}).items():
         key = name if _is_utf8(name) else plain(name)
         limit = _LIMITS.get(key)
-        if limit is not None and isinstance(value, str):
-            cleaned[key] = _clean_text(value, limit)
+        if limit is not None:
+            cleaned[key] = _without_secrets(value, limit)
         elif _can_be_sent(value, 1):
             cleaned[key] = value
         else:
             cleaned[key] = plain(value)
     return counted_attributes(cleaned, dropped) if dropped else cleaned
+
+
+def _without_secrets(value: Any, limit: int, depth: int = 1) -> Any:
+    """Redact a text, and those in lists and mappings, which OTLP can carry as well."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    elif depth >= MAX_DEPTH and isinstance(value, Mapping | Sequence):
+        value = str(plain(value))
+    if isinstance(value, str):
+        return _clean_text(value, limit)
+    if isinstance(value, Mapping):
+        return {
+            plain(str(key)): _without_secrets(one, limit, depth + 1) for key, one in value.items()
+        }
+    if isinstance(value, Sequence):
+        return [_without_secrets(one, limit, depth + 1) for one in value]
+    return value if _can_be_sent(value, depth) else plain(value)
 
 
 def _clean_text(text: str, limit: int) -> str:

@@ -151,6 +151,10 @@ def with_url(span: Any) -> None:
     span.set_attribute("url.full", "https://h/p?api_key=sk-proj-abcdefghijklmnop")
 
 
+def with_urls(span: Any) -> None:
+    span.set_attribute("url.full", ["https://h/p", "https://h/p?api_key=sk-proj-abcdefghijklmnop"])
+
+
 def with_half_a_character(span: Any) -> None:
     span.set_attribute("text", "\ud83d")
 
@@ -166,7 +170,7 @@ def with_an_event_that_is_half_a_character(span: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(with_event, with_link, with_description, with_query, with_url),
+        *(with_event, with_link, with_description, with_query, with_url, with_urls),
         *(with_half_a_character, with_a_name_that_is_half_a_character),
         with_an_event_that_is_half_a_character,
     ],
@@ -301,6 +305,31 @@ def test_an_exception_s_text_is_redacted(key: str) -> None:
 
     assert otlp_encoding.encode_log_quickly(readable) is None
     assert b"sk-proj" not in otlp_encoding.encode_log(readable).body
+
+
+def text_in_lists(levels: int) -> Any:
+    value: Any = "?key=sk-proj-abcdefghijklmnop"
+    for _ in range(levels):
+        value = [value, 7]
+    return value
+
+
+@pytest.mark.parametrize("key", ["exception.message", "url.query", "url.full"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(text_in_lists(1), text_in_lists(3), text_in_lists(15), text_in_lists(40)),
+        {"第一": {"at": "https://h/?key=sk-proj-abcdefghijklmnop"}, "n": BIG + 1},
+        b"https://h/?key=sk-proj-abcdefghijklmnop\xff",
+    ],
+)
+def test_a_secret_in_what_is_no_plain_text_is_redacted(key: str, value: Any) -> None:
+    readable = record("失败", {key: value, "k": "v"})
+
+    assert otlp_encoding.encode_log_quickly(readable) is None
+    sent = OtlpLogRecord.FromString(otlp_encoding.encode_log(readable).body)
+    assert [pair.key for pair in sent.attributes] == [key, "k"]
+    assert "sk-proj" not in str(sent)
 
 
 @pytest.mark.parametrize(
