@@ -208,6 +208,24 @@ def test_forked_children_report_for_themselves(script: Script, receiver: Receive
     assert len({one["service.instance.id"] for one in receiver.resources}) == 2
 
 
+def test_sending_imports_nothing(script: Script, receiver: Receiver) -> None:
+    """A process forked while a thread imports has that module by halves, and waits for it."""
+    done = script.run(
+        "import sys\n"
+        "from spanloom.telemetry import get_logger, setup, step\n"
+        "telemetry = setup('x')\n"
+        "with step('work'): get_logger('script').info('said')\n"
+        "before = set(sys.modules)\n"
+        "assert telemetry.force_flush(30)\n"
+        "print(sorted(set(sys.modules) - before))\n",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+        SPANLOOM_INFLIGHT="off",
+    )
+
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert receiver.spans
+
+
 class SilentServer:
     """Accepts every connection, reads, and never answers."""
 
