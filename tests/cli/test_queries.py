@@ -15,7 +15,7 @@ import pytest
 from starlette.applications import Starlette
 
 from spanloom import semconv
-from spanloom.cli.listeners import free_ports, is_taken
+from spanloom.cli.listeners import is_taken
 from spanloom.cli.main import main
 from spanloom.errors import StoreUnavailableError
 from spanloom.model import LogEvent, Resource, Span, Status, StatusCode
@@ -23,6 +23,7 @@ from spanloom.server import monitoring
 from spanloom.server.listening import HttpServer, listen
 from spanloom.server.monitoring import Monitor
 from spanloom.store import StoreStats
+from tests.free_ports import free_port
 from tests.live_server import LiveServer, live_server
 
 MS = 1_000_000
@@ -354,7 +355,7 @@ def test_doctor_recognises_a_stranger_on_the_port(
     spanloom: Run, script: Callable[[str], list[str]], eventually: Callable[..., None]
 ) -> None:
     """Something that answers is not yet a Spanloom server."""
-    (port,) = free_ports(1)
+    port = free_port()
     stranger = subprocess.Popen(
         [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
         stdout=subprocess.DEVNULL,

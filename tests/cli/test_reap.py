@@ -248,10 +248,10 @@ def test_sigterm_ends_it_cleanly_and_what_waits_is_kept(tmp_path: Path, target: 
 
 
 def test_state_on_disk_does_not_grow_with_what_has_ended(tmp_path: Path, target: Target) -> None:
-    """10,000 spans announced and ended; a huge announcement is kept without its attributes."""
+    """20,000 spans announced and ended; a huge announcement is kept without its attributes."""
     with Reap(tmp_path, target.url, after="300s") as reap:
         sizes = []
-        for turn in range(1, 21):
+        for turn in range(1, 41):
             # Each span in a trace of its own; the next turn's heartbeat no longer lists these.
             events = [
                 announced("查询", number, trace=1_000 * turn + number, attributes={"q": "字" * 100})
@@ -260,12 +260,15 @@ def test_state_on_disk_does_not_grow_with_what_has_ended(tmp_path: Path, target:
             events.append(heartbeat(sequence=turn, at_ms=2_000 + turn))
             assert reap.post(logs_to_message(events).SerializeToString()).status_code == 200
             sizes.append(reap.metrics()["spanloom_store_bytes"])
-        gone = heartbeat(sequence=21, at_ms=9_000)
+        gone = heartbeat(sequence=41, at_ms=9_000)
         assert reap.post(logs_to_message([gone]).SerializeToString()).content == b""
         metrics = reap.metrics()
         assert metrics[IN_FLIGHT] == 0
         assert metrics["spanloom_store_traces"] == 0
-        assert max(sizes[10:]) <= 2 * max(sizes[:10]), sizes
+        # In the first half the write-ahead log has grown as far as it goes, or a little further
+        # where somebody was reading when it could have begun anew. Had the second half been kept,
+        # it would be half as much again.
+        assert max(sizes[20:]) <= 1.25 * max(sizes[:20]), sizes
 
         huge = announced("查询", 1, attributes={"q": "字" * 1_000_000})
         assert reap.post(logs_to_message([huge]).SerializeToString()).content == b""

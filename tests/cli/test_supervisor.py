@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from spanloom.cli import supervisor as supervising
-from spanloom.cli.listeners import free_ports
 from spanloom.cli.supervisor import (
     ChildDiedError,
     NotHealthyError,
@@ -18,6 +17,7 @@ from spanloom.cli.supervisor import (
     tail,
 )
 from spanloom.errors import ConfigurationError
+from tests.free_ports import free_port
 
 Script = Callable[[str], list[str]]
 Eventually = Callable[..., None]
@@ -42,7 +42,7 @@ def test_a_process_is_awaited_until_its_health_answers_200(
     supervisor: Supervisor, server_script: Path, tmp_path: Path
 ) -> None:
     """Health is polled through refused connections and 503 answers."""
-    (port,) = free_ports(1)
+    port = free_port()
     journal = tmp_path / "journal"
     command = server_command(server_script, "slow", journal, "ready_after=3")
     child = supervisor.start("slow", command, {**os.environ, "PORT": str(port)})
@@ -58,7 +58,7 @@ def test_a_process_that_never_gets_healthy_is_reported_with_its_answer(
     supervisor: Supervisor, server_script: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
     """The message has the address, the last answer and the end of the log."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = server_command(server_script, "ill", tmp_path / "journal", "ready_after=9999")
     child = supervisor.start("ill", command, {**os.environ, "PORT": str(port)})
     url = f"http://127.0.0.1:{port}/health"
@@ -111,7 +111,8 @@ def test_everything_stops_in_reverse_order(
 ) -> None:
     """Who was started last and depends on the others goes first."""
     journal = tmp_path / "journal"
-    for name, port in zip(("one", "two", "three"), free_ports(3), strict=True):
+    for name in ("one", "two", "three"):
+        port = free_port()
         command = server_command(server_script, name, journal)
         child = supervisor.start(name, command, {**os.environ, "PORT": str(port)})
         supervisor.wait_healthy(child, f"http://127.0.0.1:{port}/health", 30, lambda _: None)
@@ -132,7 +133,7 @@ def test_who_ignores_sigterm_is_killed(
 ) -> None:
     """After the grace SIGKILL follows, and the caller is told."""
     monkeypatch.setattr(supervising, "STOP_GRACE_S", 0.3)
-    (port,) = free_ports(1)
+    port = free_port()
     command = server_command(server_script, "mule", tmp_path / "journal", "stubborn=1")
     child = supervisor.start("mule", command, {**os.environ, "PORT": str(port)})
     supervisor.wait_healthy(child, f"http://127.0.0.1:{port}/health", 30, lambda _: None)
@@ -148,7 +149,7 @@ def test_a_second_signal_cuts_the_waiting_short(
     supervisor: Supervisor, stop: StopRequest, server_script: Path, tmp_path: Path
 ) -> None:
     """Who presses Ctrl-C again does not want to wait ten seconds."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = server_command(server_script, "mule", tmp_path / "journal", "stubborn=1")
     child = supervisor.start("mule", command, {**os.environ, "PORT": str(port)})
     supervisor.wait_healthy(child, f"http://127.0.0.1:{port}/health", 30, lambda _: None)

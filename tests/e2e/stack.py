@@ -21,6 +21,7 @@ import httpx2
 
 from spanloom.model import LogEvent, SpanKind, Trace
 from spanloom.sources.http import HttpReader
+from tests.free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S = 180
@@ -170,13 +171,18 @@ def running_stack(folder: Path, **env: str) -> Iterator[Stack]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "spanloom", "up"),
-            *("--ports", "auto", "--json", "--data-dir", str(folder / "var")),
+            *("--otlp-grpc-port", str(free_port()), "--otlp-http-port", str(free_port())),
+            *("--query-port", str(free_port()), "--json", "--data-dir", str(folder / "var")),
         ],
         cwd=ROOT,
         env={
             **clean,
             "AGENT_CORPUS_PATH": str(write_corpus(folder / "corpus")),
             "AGENT_DATA_DIR": str(folder / "var"),
+            # Not "--ports auto": two that start at once, as with test_up, could choose the same.
+            "AGENT_API_PORT": str(free_port()),
+            "AGENT_RETRIEVAL_PORT": str(free_port()),
+            "AGENT_OFFLINE_LLM_PORT": str(free_port()),
             **env,
         },
         stdout=subprocess.PIPE,

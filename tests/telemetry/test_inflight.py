@@ -187,12 +187,13 @@ time.sleep(600)
     )
     wait_for(lambda: len(events(receiver, semconv.EVENT_SPAN_OPEN)) >= MAX_ANNOUNCED)
 
-    # A heartbeat that comes with the announcements counts the others, and lists nothing yet.
+    # A heartbeat that comes with announcements counts the others, and does not list these yet.
     def complete() -> dict[str, Any] | None:
         beat = heartbeats(receiver)[-1]
         others = beat.get(semconv.SPANLOOM_HEARTBEAT_UNANNOUNCED)
         listed = beat.get(semconv.SPANLOOM_HEARTBEAT_OPEN_SPANS)
-        return beat if others == 10_000 - MAX_ANNOUNCED and listed else None
+        is_complete = others == 10_000 - MAX_ANNOUNCED and len(listed or ()) == MAX_ANNOUNCED
+        return beat if is_complete else None
 
     beat = wait_for(complete)
 
