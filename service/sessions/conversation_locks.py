@@ -229,7 +229,8 @@ class ConversationLocks:
                     for row in await cursor.fetchall():
                         self._settle(tickets[row["key"]], is_ours=row["is_ours"])
         except BaseException:
-            self._pings.extend(pings)  # asked again of the next connection
+            self._pings.extend(pings)  # asked again of the next connection, and soon
+            self._wake.set()
             raise
         self._answered_at = self._now()
         for ping in pings:
