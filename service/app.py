@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from service.errors import ConfigurationError
-from service.listening import listen
+from service.listening import KEEP_ALIVE_S, listen
 from service.llm.models import check_model_settings
 from service.sessions.address import PostgresAddress, session_store
 from service.settings import Settings, get_settings
@@ -96,6 +96,7 @@ def _run(argv: Sequence[str] | None) -> int:
         # Forwarded headers decide whom telemetry trusts: only from proxies somebody named.
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
         # A worker that imports LangChain on a busy machine is slow, not dead.
         timeout_worker_healthcheck=30,
     )

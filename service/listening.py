@@ -6,6 +6,9 @@ from typing import Final
 
 from service.errors import ConfigurationError
 
+KEEP_ALIVE_S: Final = 75
+"""How long an idle connection is kept: longer than clients (httpx2: 5 s) and load balancers (60 s)
+do, or the server closes the very connection over which a request is on its way."""
 _BACKLOG: Final = 2048
 _LARGEST_PORT: Final = 65_535
 

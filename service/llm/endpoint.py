@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service import VERSION
-from service.listening import listen
+from service.listening import KEEP_ALIVE_S, listen
 from service.llm.generation import HTTP_NOT_FOUND, Completion, complete
 from service.llm.offline_model import MODELS
 from service.llm.streaming import (
@@ -170,7 +170,13 @@ def serve(settings: Settings, host: str, port: int) -> None:
         _log.info("offline_llm_ready", host=address[0], port=address[1], models=list(MODELS))
         # Logging is set up already: uvicorn's own configuration would undo it. Its access log
         # repeats the request's span and log line.
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
 

@@ -9,7 +9,7 @@ import uvicorn
 
 from service import VERSION
 from service.errors import ConfigurationError
-from service.listening import listen
+from service.listening import KEEP_ALIVE_S, listen
 from service.retrieval import index_file
 from service.retrieval.app import create_app
 from service.retrieval.live import CorpusError, LiveIndex, build
@@ -84,6 +84,7 @@ def _serve(settings: Settings, host: str, port: int) -> int:
         create_app(live, telemetry),
         log_config=None,  # telemetry has already given uvicorn's loggers their JSON lines
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     uvicorn.Server(config).run(sockets=[listener])
     return 0

@@ -16,6 +16,9 @@ from spanloom.errors import ConfigurationError
 
 _BACKLOG: Final = 1024
 _GRACEFUL_SHUTDOWN_S: Final = 5
+_KEEP_ALIVE_S: Final = 75
+"""How long an idle connection is kept: longer than clients (httpx2: 5 s) and load balancers (60 s)
+do, or the server closes the very connection over which a request is on its way."""
 GRPC_GRACE_S: Final = 5.0
 """How long gRPC calls may take to end once the server stops."""
 _START_POLL_S: Final = 0.005
@@ -101,6 +104,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 ws="none",
                 timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
         self._listener = listener

@@ -1,6 +1,8 @@
 """One question, three processes, one trace."""
 
+import http.client
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -246,3 +248,19 @@ def test_a_session_knows_its_first_question(stack: Stack) -> None:
     body = stack.ask("And when was it built?", **session).json()
 
     assert "1911" in body["answer"]
+
+
+def test_servers_keep_idle_connections_longer_than_their_clients(stack: Stack) -> None:
+    """With httpx2's own 5 s, one closes a connection just as the other sends a request over it."""
+    addresses = [*stack.document["processes"].values(), stack.query]
+    clients = [http.client.HTTPConnection(url.removeprefix("http://")) for url in addresses]
+    for turn in range(2):
+        for client in clients:
+            client.request("GET", "/health")
+            response = client.getresponse()
+            response.read()
+            assert not response.will_close
+        if turn == 0:
+            time.sleep(7)
+    for client in clients:
+        client.close()
