@@ -113,7 +113,7 @@ async def test_an_unexpected_error_in_a_stream_tells_nothing_inner(
 
 async def test_the_deadline_ends_a_stream_with_an_error_event(start: Start, llm: FakeLLM) -> None:
     """What was written so far stays; the model's connection is cut."""
-    api = await start(deadline_s=4)
+    api = await start(deadline_s=8)
     llm.pause.clear()
 
     _, seen = await stream(api)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from streamlit.testing.v1 import AppTest
 
 from service.settings import Settings, get_settings
+from tests.free_ports import free_port
 from tests.service.conftest import Api, Start
 from tests.service.loopback import USAGE, FakeLLM
 
@@ -134,7 +134,7 @@ async def test_the_deadline_is_told_with_the_trace(
 ) -> None:
     """The service says that it was late; what had come stays, and the next question works."""
     llm.pause.clear()
-    api = await start(deadline_s=4)
+    api = await start(deadline_s=8)
     point_to(str(api.client.base_url))
     visitor = Page()
     await visitor.open()
@@ -143,7 +143,7 @@ async def test_the_deadline_is_told_with_the_trace(
 
     assert visitor.said() == ["慢吗？", "The cache"]
     (error,) = visitor.app.error
-    assert "4 s" in error.value
+    assert "8 s" in error.value
     assert "](https://jaeger.example/trace/" in error.value
 
     llm.pause.set()
@@ -156,13 +156,13 @@ async def test_the_page_has_a_limit_of_its_own(start: Start, point_to: Any, llm:
     """For a service that does not even keep its deadline."""
     llm.pause.clear()
     api = await start()
-    point_to(str(api.client.base_url), AGENT_DEADLINE_S="2", AGENT_CHAT_TIMEOUT_S="4")
+    point_to(str(api.client.base_url), AGENT_DEADLINE_S="2", AGENT_CHAT_TIMEOUT_S="8")
     visitor = Page()
     await visitor.open()
 
     await visitor.ask("Q")
 
-    assert "within 4 s" in visitor.app.error[0].value
+    assert "within 8 s" in visitor.app.error[0].value
     assert "](https://jaeger.example/trace/" in visitor.app.error[0].value
     await asyncio.wait_for(llm.dropped.wait(), WAIT_S)
 
@@ -186,8 +186,7 @@ async def test_a_service_that_is_down_is_said_and_found_again(
     start: Start, point_to: Any, llm: FakeLLM
 ) -> None:
     """The page lives without the service, and works as soon as it is there."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     point_to(f"http://127.0.0.1:{port}")
     visitor = Page()
     await visitor.open()
@@ -245,8 +244,7 @@ def test_a_setting_that_cannot_work_is_one_sentence() -> None:
 
 async def test_the_page_is_served_and_ends_on_sigterm() -> None:
     """`python -m service.chat_page` on its port, at once and without asking anything."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service.chat_page"),
         env={**os.environ, "AGENT_CHAT_PORT": str(port), "OTEL_TRACES_EXPORTER": "none"},

@@ -55,7 +55,7 @@ class Endpoint:
     def stop(self) -> int:
         self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         finally:
             self.process.kill()
 

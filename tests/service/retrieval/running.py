@@ -55,8 +55,8 @@ class RetrievalProcess:
             raise
 
     def lines(self) -> list[dict[str, Any]]:
-        text = self._stdout.read_text("utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        complete, _, _ = self._stdout.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in complete.split(b"\n") if line.startswith(b"{")]
 
     def search(self, query: str, top_k: int = 6, **headers: str) -> list[dict[str, Any]]:
         answer = self.http.post(
