@@ -15,6 +15,8 @@ from spanloom.telemetry import current_trace_flags, current_trace_id, setup
 from spanloom.telemetry.metrics import active_requests, record_request, render
 
 WORKERS = 4
+HEALTHCHECK_S = 60
+"""Who is slow for uvicorn's five seconds would be killed and replaced."""
 
 
 def create_app() -> FastAPI:
@@ -60,7 +62,7 @@ def main() -> None:
         "tests.telemetry.metrics_service:create_app",
         factory=True,
         workers=WORKERS,
-        timeout_worker_healthcheck=60,  # who is slow for five seconds would be killed and replaced
+        timeout_worker_healthcheck=HEALTHCHECK_S,
     )
     Multiprocess(config, sockets=[listening]).run()
 
