@@ -128,6 +128,10 @@ def _openai(
             base_url=base_url,
             api_key=SecretStr(key),
             timeout=settings.llm_timeout_s,
+            # The client's timeout is between two pieces, too. LangChain's own goes through
+            # `asyncio.wait_for`, which in Python 3.11 forgets a cancellation that comes together
+            # with a piece: a deadline or a hang-up would be lost, and the model write on.
+            stream_chunk_timeout=0,
             max_retries=0,
             # Without this a stream from any address but OpenAI's own reports no tokens.
             stream_usage=True,
