@@ -275,6 +275,7 @@ def test_the_key_of_a_deploy_is_kept_from_others(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+@pytest.mark.timeout(600)
 def test_make_coverage_counts_lines_and_branches(tmp_path: Path) -> None:
     report = tmp_path / "coverage.xml"
 

@@ -132,7 +132,7 @@ class Server(ThreadingHTTPServer):
 
     def get(self, path: str) -> None:
         """What application code does to reach another service."""
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=60) as client:
             client.get(f"{self.url}/mark/{path}")
 
     def model(self, **options: Any) -> ChatOpenAI:
@@ -141,7 +141,7 @@ class Server(ThreadingHTTPServer):
         return ChatOpenAI(**{"base_url": f"{self.url}/v1", **defaults, **options})
 
     async def aget(self, path: str) -> None:
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             await client.get(f"{self.url}/mark/{path}")
 
 

@@ -22,6 +22,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Command
 
+from tests.free_ports import free_port
 from tests.telemetry.live import Receiver, attributes, child_environment, wait_for
 
 RemoteException: Any = pytest.importorskip("langgraph.pregel.remote").RemoteException
@@ -212,9 +213,7 @@ def platform(tmp_path: Path) -> Iterator[tuple[str, Receiver]]:
         encoding="utf-8",
     )
     receiver = Receiver()
-    port = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    number = port.server_port
-    port.server_close()
+    number = free_port()
     environment = child_environment(
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
         LANGGRAPH_CLI_NO_ANALYTICS="1",
