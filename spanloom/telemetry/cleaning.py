@@ -161,12 +161,7 @@ def _clean_attributes(attributes: Mapping[str, Any] | None, dropped: int) -> Map
     for name, value in (attributes or {}).items():
         key = name if _is_utf8(name) else plain(name)
         limit = _LIMITS.get(key)
-        if limit is not None:
-            cleaned[key] = _without_secrets(value, limit)
-        elif _can_be_sent(value, 1):
-            cleaned[key] = value
-        else:
-            cleaned[key] = plain(value)
+        cleaned[key] = _sendable(value) if limit is None else _without_secrets(value, limit)
     return counted_attributes(cleaned, dropped) if dropped else cleaned
 
 
@@ -184,7 +179,12 @@ def _without_secrets(value: Any, limit: int, depth: int = 1) -> Any:
         }
     if isinstance(value, Sequence):
         return [_without_secrets(one, limit, depth + 1) for one in value]
-    return value if _can_be_sent(value, depth) else plain(value)
+    return _sendable(value)
+
+
+def _sendable(value: Any) -> Any:
+    """Return what OTLP can carry as it is, all else as text."""
+    return value if _can_be_sent(value, 1) else plain(value)
 
 
 def _clean_text(text: str, limit: int) -> str:

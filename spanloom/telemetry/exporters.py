@@ -1,7 +1,10 @@
 """Exporters: which ones the settings ask for."""
 
 import logging
-import netrc  # noqa: F401 - see below
+
+# `requests` imports it with its first request, which a thread of ours sends: a process that is
+# forked in that moment has the module by halves, and each of its exporters would wait for ever.
+import netrc  # noqa: F401
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -10,9 +13,6 @@ from typing import Any, Final
 from spanloom.telemetry.settings import Signal, TelemetrySettings
 
 _logger: Final = logging.getLogger(__name__)
-
-# `requests` imports netrc with its first request, which a thread of ours sends: a process that is
-# forked in that moment has the module by halves, and each of its exporters would wait for ever.
 
 
 def create_exporters(

@@ -19,11 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_ci(
-    folder: Path, *, test_stack: int = 0, versions: int = 0, **env: str
+    folder: Path, *, test_stack: int = 0, versions: int = 0, go: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """.ci/run with a `make` that only says its targets.
 
-    `test_stack` and `versions` are the exit codes of the stack suite and of the versions' test.
+    `test_stack` and `versions` are the exit codes of the stack suite and of the versions' test;
+    `go` is what stands for the Go toolchain.
     """
     programs = folder / "bin"
     programs.mkdir()
@@ -32,6 +33,7 @@ def run_ci(
         "test-versions": f'echo "test of the versions"\nexit {versions}\n',
         "chromedriver": "",
         "sshd": "",
+        **({} if go is None else {"go": go}),
     }.items():
         program = programs / name
         program.write_text(f"#!/bin/sh\n{text}", encoding="utf-8")
@@ -80,15 +82,11 @@ def test_without_go_the_suite_is_reported_as_not_run(tmp_path: Path) -> None:
 
 def test_a_build_that_takes_too_long_is_cut_and_reported(tmp_path: Path) -> None:
     """Not the real Go: refused by a module proxy, it may end within the second."""
-    go = tmp_path / "slow" / "go"
-    go.parent.mkdir()
-    go.write_text("#!/bin/sh\nexec sleep 300\n", encoding="utf-8")
-    go.chmod(0o755)
     done = run_ci(
         tmp_path,
+        go="exec sleep 300\n",
         CI_STACK_BUILD_BOX="1s",
         SPANLOOM_STACK_TOOLS=str(tmp_path / "none"),
-        PATH=f"{go.parent}:{os.environ['PATH']}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "make test-stack" not in done.stdout.splitlines()

@@ -28,6 +28,7 @@ from service.llm.models import (
 from service.llm.tokenizer import Tokenizer
 from service.settings import Settings
 from tests.service.llm.running import ROOT
+from tests.service.loopback import FakeLLM, serving
 
 CONTEXT = "<passages>\n[1] (vorn) Vorns\nA vorn weighs 42 stone.\n</passages>"
 QUESTION = f"{CONTEXT}<question>How much does a vorn weigh?</question>"
@@ -212,30 +213,9 @@ def test_default_models_exist_and_need_no_thinking() -> None:
             )
 
 
-async def write_quickly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one request with a piece each 10 ms, for 6 s, as an OpenAI-compatible server does."""
-    piece = {"index": 0, "delta": {"role": "assistant", "content": "a "}, "finish_reason": None}
-    event = {"id": "x", "created": 1, "model": "m", "object": "chat.completion.chunk"}
-    try:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
-        writer.write(b"Connection: close\r\n\r\n")
-        for _ in range(600):
-            writer.write(b"data: %s\n\n" % json.dumps({**event, "choices": [piece]}).encode())
-            await writer.drain()
-            await asyncio.sleep(0.01)
-        writer.write(b"data: [DONE]\n\n")
-    except OSError:  # the client is gone
-        pass
-    finally:
-        writer.close()
-
-
-async def test_a_deadline_is_not_lost_between_two_pieces(settings: Settings) -> None:
+async def test_a_deadline_is_not_lost_between_two_pieces(settings: Settings, llm: FakeLLM) -> None:
     """Python 3.11's `wait_for` forgets a cancellation that comes together with a result."""
-    server = await asyncio.start_server(write_quickly, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    models = build_chat_models(settings.model_copy(update={"offline_llm_port": port}))
+    llm.pieces = ["a "] * 10_000
 
     async def is_cut() -> bool:
         try:
@@ -246,9 +226,11 @@ async def test_a_deadline_is_not_lost_between_two_pieces(settings: Settings) -> 
             return True
         return False
 
-    cut = [await asyncio.gather(*(is_cut() for _ in range(8))) for _ in range(8)]
-    server.close()
-    await models.close()
+    async with serving() as serve:
+        port = int((await serve(llm.app)).rpartition(":")[2])
+        models = build_chat_models(settings.model_copy(update={"offline_llm_port": port}))
+        cut = [await asyncio.gather(*(is_cut() for _ in range(8))) for _ in range(8)]
+        await models.close()
 
     assert all(map(all, cut)), cut
 
